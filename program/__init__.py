@@ -1,0 +1,67 @@
+"""The program format: a traced model as an artifact, and the contract of whoever calls it.
+
+Contracts, and everything that reads them, import no torch. `load`, `Program` and `Method` do, and
+are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slipway.program.container import load_contracts
+from slipway.program.contract import (
+    Contract,
+    InputSpec,
+    OutputSpec,
+    Relation,
+    Symbol,
+    TensorSpec,
+)
+from slipway.program.errors import (
+    ContractViolation,
+    CorruptProgramError,
+    DigestMismatchError,
+    OperatorMismatchError,
+    ProgramError,
+    SlipwayError,
+    UnsupportedVersionError,
+    Violation,
+)
+from slipway.program.expressions import Expression
+from slipway.program.scalar_types import ScalarType
+from slipway.program.version import VERSION
+
+if TYPE_CHECKING:
+    from slipway.program.program import Method, Program, load
+
+__all__ = [
+    "VERSION",
+    "Contract",
+    "ContractViolation",
+    "CorruptProgramError",
+    "DigestMismatchError",
+    "Expression",
+    "InputSpec",
+    "Method",
+    "OperatorMismatchError",
+    "OutputSpec",
+    "Program",
+    "ProgramError",
+    "Relation",
+    "ScalarType",
+    "SlipwayError",
+    "Symbol",
+    "TensorSpec",
+    "UnsupportedVersionError",
+    "Violation",
+    "load",
+    "load_contracts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"Method", "Program", "load"}:
+        from slipway.program import program
+
+        return getattr(program, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

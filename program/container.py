@@ -1,0 +1,245 @@
+"""program.pb: reading and writing it, its versions and its digests. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from slipway.program.contract import Contract
+from slipway.program.contract_codec import contract_from_proto
+from slipway.program.errors import (
+    CorruptProgramError,
+    DigestMismatchError,
+    ProgramError,
+    UnsupportedVersionError,
+)
+from slipway.proto import program_pb2 as pb
+
+__all__ = ["PROGRAM_FILE", "Container", "load_contracts", "read_container", "write_container"]
+
+PROGRAM_FILE = "program.pb"
+SOURCES_FILE = "sources.pb"
+
+_MAXIMUM_BYTES = 2**31 - 1
+"""Protobuf's own limit on a message."""
+
+# The ledger of versions is in program.proto.
+_VERSIONS = {"container": (1, 0), "contract_language": (1, 0), "operator_dialect": (1, 0)}
+
+VersionNumbers = Mapping[str, tuple[int, int]]
+"""Major and minor version of each of the three things that have one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """The parts of a program.pb, each still serialised, so that their digests can be taken.
+
+    Attributes:
+      contract: a serialised `ProgramContract`.
+      graph: a serialised `ProgramGraph`.
+      weights: a serialised `WeightsIndex`.
+      slipway_version, torch_version, python_version: what wrote it.
+      sources: a serialised `Sources`, outside the digests; empty where it was not kept.
+      versions: the format versions that it was written in.
+    """
+
+    contract: bytes
+    graph: bytes
+    weights: bytes
+    slipway_version: str
+    torch_version: str
+    python_version: str
+    sources: bytes = b""
+    versions: VersionNumbers = field(default_factory=lambda: dict(_VERSIONS))
+
+    @property
+    def digest(self) -> str:
+        """Returns the program's identity: a SHA-256 in hexadecimal digits."""
+        return self._message().digests.program.hex()
+
+    def contracts(self) -> dict[str, Contract]:
+        """Returns the contract of each method, by the method's name.
+
+        Raises:
+          CorruptProgramError: the section does not describe contracts.
+        """
+        message = pb.ProgramContract()
+        _parse(message, self.contract, "contract section")
+        sources = pb.Sources()
+        _parse(sources, self.sources, SOURCES_FILE)
+        relations = [list(item.relations) for item in sources.methods]
+        relations += [[]] * (len(message.methods) - len(relations))
+        contracts = [
+            contract_from_proto(item, known)
+            for item, known in zip(message.methods, relations, strict=False)
+        ]
+        by_name = {contract.method: contract for contract in contracts}
+        if not contracts or len(by_name) != len(contracts):
+            raise CorruptProgramError("a program must have methods, each of another name")
+        return by_name
+
+    def graphs(self) -> pb.ProgramGraph:
+        """Returns the parsed graph section. Raises: CorruptProgramError."""
+        message = pb.ProgramGraph()
+        _parse(message, self.graph, "graph section")
+        return message
+
+    def weights_index(self) -> pb.WeightsIndex:
+        """Returns the parsed weights section. Raises: CorruptProgramError."""
+        message = pb.WeightsIndex()
+        _parse(message, self.weights, "weights section")
+        return message
+
+    def _message(self) -> pb.Program:
+        message = pb.Program(
+            versions=pb.Versions(
+                **{
+                    name: pb.Version(major=major, minor=minor)
+                    for name, (major, minor) in self.versions.items()
+                }
+            ),
+            producer=pb.Producer(
+                slipway_version=self.slipway_version,
+                torch_version=self.torch_version,
+                python_version=self.python_version,
+            ),
+            contract=self.contract,
+            graph=self.graph,
+            weights=self.weights,
+        )
+        message.digests.CopyFrom(_digests(message))
+        return message
+
+
+def _parse(
+    message: pb.Program | pb.ProgramContract | pb.ProgramGraph | pb.WeightsIndex | pb.Sources,
+    data: bytes,
+    what: str,
+) -> None:
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise CorruptProgramError(f"the {what} is not a valid message: {error}") from error
+
+
+def _digests(message: pb.Program) -> pb.Digests:
+    """Returns the digests that a program with this content must carry.
+
+    The program's own is over a list of lines in an order fixed here, rather than over protobuf
+    bytes, which are not canonical.
+    """
+    sections = {
+        name: hashlib.sha256(data).digest()
+        for name, data in (
+            ("contract", message.contract),
+            ("graph", message.graph),
+            ("weights", message.weights),
+        )
+    }
+    lines = ["slipway.program.v1"]
+    for name in _VERSIONS:
+        version = getattr(message.versions, name)
+        lines.append(f"{name} {version.major}.{version.minor}")
+    for name in ("slipway_version", "torch_version", "python_version"):
+        lines.append(f"{name} {getattr(message.producer, name)}")
+    lines += [f"{name} {digest.hex()}" for name, digest in sections.items()]
+    whole = hashlib.sha256("\n".join(lines).encode()).digest()
+    return pb.Digests(program=whole, **sections)
+
+
+def write_container(directory: Path, container: Container) -> None:
+    """Writes program.pb, and sources.pb if there are any, into a directory that exists.
+
+    Raises:
+      ProgramError: it would be larger than a protobuf message may be.
+    """
+    data = container._message().SerializeToString(deterministic=True)
+    if len(data) > _MAXIMUM_BYTES:
+        raise ProgramError(
+            f"the program's graph takes {len(data)} bytes; a message may have {_MAXIMUM_BYTES}"
+        )
+    if container.sources:
+        (directory / SOURCES_FILE).write_bytes(container.sources)
+    # Last: a directory without it is no program yet.
+    (directory / PROGRAM_FILE).write_bytes(data)
+
+
+def read_container(directory: str | Path) -> Container:
+    """Reads a program directory's program.pb and checks its versions and digests.
+
+    Args:
+      directory: `NAME.program`, or `MODEL/VERSION` of a repository.
+
+    Raises:
+      CorruptProgramError: the file is missing, too large or not a program.
+      UnsupportedVersionError: a newer release wrote it.
+      DigestMismatchError: it has been altered.
+    """
+    path = Path(directory) / PROGRAM_FILE
+    try:
+        if path.stat().st_size > _MAXIMUM_BYTES:
+            raise CorruptProgramError(f"{path} is larger than a protobuf message may be")
+        data = path.read_bytes()
+        sources_path = path.with_name(SOURCES_FILE)
+        sources = sources_path.read_bytes() if sources_path.exists() else b""
+    except OSError as error:
+        raise CorruptProgramError(
+            f"cannot read {path}: {error.strerror}; a program is a directory with {PROGRAM_FILE} "
+            "in it, as a torch_export target writes it"
+        ) from error
+    message = pb.Program()
+    try:
+        _parse(message, data, f"file {path}")
+        _check_versions(message)
+        if message.digests != _digests(message):
+            raise DigestMismatchError(
+                "its contents are not those that were written (SHA-256 differs); "
+                "copy or build it again"
+            )
+    except ProgramError as error:
+        raise type(error)(f"{path}: {error}") from error
+    return Container(
+        contract=message.contract,
+        graph=message.graph,
+        weights=message.weights,
+        slipway_version=message.producer.slipway_version,
+        torch_version=message.producer.torch_version,
+        python_version=message.producer.python_version,
+        sources=sources,
+        versions={
+            name: (getattr(message.versions, name).major, getattr(message.versions, name).minor)
+            for name in _VERSIONS
+        },
+    )
+
+
+def _check_versions(message: pb.Program) -> None:
+    if not message.HasField("versions"):
+        raise CorruptProgramError("it names no format version, so it is not a Slipway program")
+    for name, (major, minor) in _VERSIONS.items():
+        version = getattr(message.versions, name)
+        if version.major == 0:
+            raise CorruptProgramError(f"it names no version of its {name.replace('_', ' ')}")
+        if version.major > major:
+            raise UnsupportedVersionError(
+                f"its {name.replace('_', ' ')} is version {version.major}.{version.minor}, written "
+                f"by Slipway {message.producer.slipway_version}; this Slipway reads up to "
+                f"{major}.{minor} (and every {major}.x). Upgrade Slipway here, or export the "
+                "program with this release"
+            )
+
+
+def load_contracts(directory: str | Path) -> dict[str, Contract]:
+    """Returns the contract of each method of a program, without loading torch or the weights.
+
+    Args:
+      directory: the program's directory.
+
+    Raises:
+      ProgramError: the program cannot be read, as `read_container` says.
+    """
+    return read_container(directory).contracts()

@@ -1,0 +1,318 @@
+"""The contract of a method, and the check of a call's shapes against it, on integers alone.
+
+A contract is exact: a call that satisfies it may be given to the graph, and any other may not. The
+semantics follow the reading of symbolic shapes in ONNX's shape annotations: a symbol stands for one
+number throughout a call, whichever input shows it first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from slipway.program.errors import ContractViolation
+from slipway.program.expressions import (
+    Condition,
+    Constant,
+    Expression,
+    SymbolReference,
+    Unknown,
+    compile_condition,
+    compile_expression,
+    linear_form,
+)
+from slipway.program.scalar_types import ScalarType
+from slipway.program.trees import Tree
+
+__all__ = [
+    "Contract",
+    "InputSpec",
+    "OutputSpec",
+    "PythonValue",
+    "Relation",
+    "Symbol",
+    "TensorInputs",
+    "TensorSpec",
+    "UnboundSymbolError",
+]
+
+PythonValue = None | bool | int | float | str
+"""A value that is part of a call but no tensor."""
+
+TensorInputs = Mapping[str, tuple[ScalarType, Sequence[int]]]
+"""The dtype and shape of each tensor of a call, by the input's name."""
+
+
+class UnboundSymbolError(ValueError):
+    """A contract has a symbol that no input's shape determines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A named dynamic dimension.
+
+    Attributes:
+      name: as the user declared it.
+      minimum: the smallest legal value, included.
+      maximum: the largest legal value, included; None for no bound.
+    """
+
+    name: str
+    minimum: int
+    maximum: int | None
+
+    @property
+    def allowed(self) -> str:
+        """Returns the range as a reader would write it: `1..64`."""
+        return f"{self.minimum}..{'' if self.maximum is None else self.maximum}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """The dtype of a tensor, and each of its dimensions over the contract's symbols."""
+
+    dtype: ScalarType
+    shape: tuple[Expression, ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype.value}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """A leaf of the input tree: a tensor, or (`tensor` is None) exactly the value `constant`."""
+
+    name: str
+    tensor: TensorSpec | None = None
+    constant: PythonValue = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """A leaf of the output tree: a tensor, an integer over symbols, or else `constant`."""
+
+    name: str
+    tensor: TensorSpec | None = None
+    integer: Expression | None = None
+    constant: PythonValue = None
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A condition over symbols, and the `FILE:LINE` of the model that relies on it (or "")."""
+
+    condition: Condition
+    source: str = ""
+
+    def __str__(self) -> str:
+        return str(self.condition)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Everything a caller must satisfy for a method's graph to be valid.
+
+    Attributes:
+      method: the method's name, "forward" unless the program has several.
+      symbols: the dynamic dimensions; expressions refer to them by index.
+      inputs: the leaves of the input tree, in order.
+      input_tree: a tuple of (positional arguments, keyword arguments).
+      parameters: the names of the positional arguments.
+      outputs: the leaves of the output tree, in order.
+      output_tree: how the results are put together.
+      relations: conditions that must all hold, evaluated in order.
+      batch_symbol: the index of the symbol that calls can be concatenated over, or None.
+
+    Raises:
+      UnboundSymbolError: no input's shape determines one of the symbols.
+    """
+
+    method: str
+    symbols: tuple[Symbol, ...]
+    inputs: tuple[InputSpec, ...]
+    input_tree: Tree
+    parameters: tuple[str, ...]
+    outputs: tuple[OutputSpec, ...]
+    output_tree: Tree
+    relations: tuple[Relation, ...] = ()
+    batch_symbol: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check  # noqa: B018  (a contract that cannot be checked must not come to be)
+
+    @cached_property
+    def tensor_inputs(self) -> dict[str, TensorSpec]:
+        """Returns the tensors that a call consists of, by name, in order."""
+        return {spec.name: spec.tensor for spec in self.inputs if spec.tensor is not None}
+
+    @cached_property
+    def tensor_outputs(self) -> dict[str, TensorSpec]:
+        """Returns the tensors that a call gives, by name, in order."""
+        return {spec.name: spec.tensor for spec in self.outputs if spec.tensor is not None}
+
+    @cached_property
+    def _check(self) -> Callable[[TensorInputs], tuple[int, ...] | None]:
+        return _compile_check(self)
+
+    def check(self, inputs: TensorInputs) -> tuple[int, ...]:
+        """Returns the value of each symbol that the inputs' shapes imply.
+
+        Args:
+          inputs: dtype and shape of each tensor of the call, by name.
+
+        Raises:
+          ContractViolation: naming every way in which the call breaks the contract.
+        """
+        binding = self._check(inputs)
+        if binding is not None:
+            return binding
+        # Not at the top: a process that never refuses a call has no use for it.
+        from slipway.program.explanation import explain
+
+        raise ContractViolation(self.method, explain(self, inputs))
+
+    def is_legal(self, binding: Sequence[int]) -> bool:
+        """Returns whether values of the symbols are within their ranges and satisfy the relations.
+
+        Args:
+          binding: a value for each symbol, in order.
+        """
+        for symbol, value in zip(self.symbols, binding, strict=True):
+            if value < symbol.minimum or (symbol.maximum is not None and value > symbol.maximum):
+                return False
+        try:
+            return all(compile_condition(item.condition)(binding) for item in self.relations)
+        except ZeroDivisionError:
+            return False
+
+    def output_shapes(self, binding: Sequence[int]) -> dict[str, tuple[int | None, ...]]:
+        """Returns the shape of each tensor output; None for a size that depends on data."""
+        return {
+            name: tuple(
+                None if isinstance(size, Unknown) else size.evaluate(binding) for size in spec.shape
+            )
+            for name, spec in self.tensor_outputs.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Binder:
+    """The dimension that determines a symbol: its size is factor*symbol + offset."""
+
+    symbol: int
+    input: str
+    dimension: int
+    factor: int
+    offset: int
+
+
+def find_binders(contract: Contract) -> list[Binder]:
+    """Returns for each symbol, in order, the dimension that determines it.
+
+    A dimension that is the symbol itself comes before one that is derived from it, since then no
+    value of the size has to be refused for not being divisible.
+
+    Raises:
+      UnboundSymbolError: no dimension determines a symbol.
+    """
+    found: dict[int, Binder] = {}
+    for name, spec in contract.tensor_inputs.items():
+        for dimension, size in enumerate(spec.shape):
+            form = linear_form(size)
+            if form is None:
+                continue
+            factor, symbol, offset = form
+            previous = found.get(symbol.index)
+            plain = factor == 1 and offset == 0
+            if previous is None or (plain and (previous.factor, previous.offset) != (1, 0)):
+                found[symbol.index] = Binder(symbol.index, name, dimension, factor, offset)
+    for index, declared in enumerate(contract.symbols):
+        if index not in found:
+            raise UnboundSymbolError(
+                f"no dimension of any input determines the symbol '{declared.name}'"
+            )
+    return [found[index] for index in range(len(contract.symbols))]
+
+
+@dataclass(frozen=True, slots=True)
+class _InputCheck:
+    name: str
+    dtype: ScalarType
+    rank: int
+    static: tuple[tuple[int, int], ...]  # dimension, size
+    plain: tuple[tuple[int, int], ...]  # dimension, symbol
+    derived: tuple[tuple[int, Callable[[Sequence[int]], int]], ...]
+
+
+def _compile_input(name: str, spec: TensorSpec, binders: Sequence[Binder]) -> _InputCheck:
+    static, plain, derived = [], [], []
+    for dimension, size in enumerate(spec.shape):
+        if isinstance(size, Constant):
+            static.append((dimension, size.value))
+        elif any(item.input == name and item.dimension == dimension for item in binders):
+            continue  # it determines a symbol, so it cannot contradict it
+        elif isinstance(size, SymbolReference):
+            plain.append((dimension, size.index))
+        else:
+            derived.append((dimension, compile_expression(size)))
+    return _InputCheck(name, spec.dtype, spec.rank, tuple(static), tuple(plain), tuple(derived))
+
+
+def _compile_check(contract: Contract) -> Callable[[TensorInputs], tuple[int, ...] | None]:
+    """Returns a function that gives the binding of a legal call, and None for any other."""
+    binders = find_binders(contract)
+    checks = [_compile_input(name, spec, binders) for name, spec in contract.tensor_inputs.items()]
+    positions = {check.name: position for position, check in enumerate(checks)}
+    binds = [(positions[item.input], item.dimension, item.factor, item.offset) for item in binders]
+    ranges = [(symbol.minimum, symbol.maximum) for symbol in contract.symbols]
+    conditions = [compile_condition(relation.condition) for relation in contract.relations]
+    count = len(checks)
+
+    def check(inputs: TensorInputs) -> tuple[int, ...] | None:
+        if len(inputs) != count:
+            return None
+        shapes = []
+        for item in checks:
+            given = inputs.get(item.name)
+            if given is None:
+                return None
+            dtype, shape = given
+            if dtype is not item.dtype or len(shape) != item.rank:
+                return None
+            for dimension, size in item.static:
+                if shape[dimension] != size:
+                    return None
+            shapes.append(shape)
+        values = []
+        for (position, dimension, factor, offset), (minimum, maximum) in zip(
+            binds, ranges, strict=True
+        ):
+            value = shapes[position][dimension]
+            if factor != 1 or offset:
+                value, remainder = divmod(value - offset, factor)
+                if remainder:
+                    return None
+            if value < minimum or (maximum is not None and value > maximum):
+                return None
+            values.append(value)
+        try:
+            for item, shape in zip(checks, shapes, strict=True):
+                for dimension, symbol in item.plain:
+                    if shape[dimension] != values[symbol]:
+                        return None
+                for dimension, size_of in item.derived:
+                    if shape[dimension] != size_of(values):
+                        return None
+            for holds in conditions:
+                if not holds(values):
+                    return None
+        except ZeroDivisionError:
+            return None
+        return tuple(values)
+
+    return check

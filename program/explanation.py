@@ -1,0 +1,287 @@
+"""Says in what way a call breaks a contract: every way, and the nearest call that would not.
+
+This runs only for calls that are refused, so it favours clear messages over speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from slipway.program.contract import Binder, Contract, TensorInputs, find_binders
+from slipway.program.errors import Violation
+from slipway.program.expressions import (
+    Constant,
+    Expression,
+    compile_condition,
+    symbols_of,
+)
+
+__all__ = ["explain"]
+
+_SEARCH_DISTANCE = 4096
+"""How far from the value given to look for the nearest legal one."""
+
+
+def explain(contract: Contract, inputs: TensorInputs) -> list[Violation]:
+    """Returns every violation of `contract` by `inputs`; none if the call is legal."""
+    return _Explanation(contract, inputs).run()
+
+
+@dataclass
+class _Explanation:
+    contract: Contract
+    inputs: TensorInputs
+    violations: list[Violation] = field(default_factory=list)
+    values: dict[int, int] = field(default_factory=dict)  # symbols bound so far, even illegally
+    refused: set[int] = field(default_factory=set)  # symbols whose value is already complained of
+
+    def run(self) -> list[Violation]:
+        self._check_names()
+        measured = self._check_tensors()
+        binders = find_binders(self.contract)
+        for binder in binders:
+            if binder.input in measured:
+                self._bind(binder, self.inputs[binder.input][1][binder.dimension])
+        for name in measured:
+            self._check_sizes(name, binders)
+        self._check_relations(binders)
+        return self.violations
+
+    def _add(
+        self,
+        code: str,
+        subject: str,
+        actual: str,
+        allowed: str,
+        *,
+        input: str | None = None,
+        dimension: int | None = None,
+        symbol: str | None = None,
+        nearest: str | None = None,
+    ) -> None:
+        description = f"{subject} is {actual}; allowed: {allowed}"
+        if nearest is not None:
+            description += f"; nearest legal value: {nearest}"
+        self.violations.append(
+            Violation(code, description, input, dimension, symbol, actual, allowed, nearest)
+        )
+
+    def _check_names(self) -> None:
+        expected = self.contract.tensor_inputs
+        listed = ", ".join(f"'{name}'" for name in expected) or "(none)"
+        for name, spec in expected.items():
+            if name not in self.inputs:
+                self.violations.append(
+                    Violation(
+                        code="missing_input",
+                        description=f"input '{name}' is missing; it must be {spec}",
+                        input=name,
+                        allowed=str(spec),
+                    )
+                )
+        for name in self.inputs:
+            if name not in expected:
+                self.violations.append(
+                    Violation(
+                        code="unknown_input",
+                        description=f"input '{name}' is unknown; the inputs are {listed}",
+                        input=name,
+                        allowed=listed,
+                    )
+                )
+
+    def _check_tensors(self) -> list[str]:
+        """Checks dtypes, ranks and static sizes; returns the inputs whose sizes can be compared."""
+        measured = []
+        for name, spec in self.contract.tensor_inputs.items():
+            if name not in self.inputs:
+                continue
+            dtype, shape = self.inputs[name]
+            if dtype is not spec.dtype:
+                self._add(
+                    "dtype",
+                    f"input '{name}': the dtype",
+                    dtype.value,
+                    spec.dtype.value,
+                    input=name,
+                )
+            if len(shape) != spec.rank:
+                self._add(
+                    "rank",
+                    f"input '{name}': the rank of {_shape_text(shape)}",
+                    str(len(shape)),
+                    f"{spec.rank}, as {spec}",
+                    input=name,
+                )
+                continue
+            measured.append(name)
+            for dimension, size in enumerate(spec.shape):
+                if isinstance(size, Constant) and shape[dimension] != size.value:
+                    self._add(
+                        "static_size",
+                        f"input '{name}' dimension {dimension}",
+                        str(shape[dimension]),
+                        f"exactly {size}",
+                        input=name,
+                        dimension=dimension,
+                        nearest=str(size),
+                    )
+        return measured
+
+    def _bind(self, binder: Binder, size: int) -> None:
+        symbol = self.contract.symbols[binder.symbol]
+        expression = self.contract.tensor_inputs[binder.input].shape[binder.dimension]
+        value, remainder = divmod(size - binder.offset, binder.factor)
+        if not remainder:
+            self.values[binder.symbol] = value
+            if symbol.minimum <= value and (symbol.maximum is None or value <= symbol.maximum):
+                return
+        self.refused.add(binder.symbol)
+        nearest = [
+            binder.factor * candidate + binder.offset
+            for candidate in self._nearest(binder.symbol, value, bool(remainder))
+        ]
+        derived = str(expression) != symbol.name
+        # Both ends of the legal sizes, in the caller's terms rather than the symbol's.
+        ends = sorted(
+            binder.factor * end + binder.offset
+            for end in (symbol.minimum, symbol.maximum)
+            if end is not None
+        )
+        sizes = f"{ends[0]}..{ends[1] if len(ends) == 2 else ''}"
+        self._add(
+            "size" if remainder else "range",
+            f"input '{binder.input}' dimension {binder.dimension} ({expression})",
+            str(size),
+            f"{sizes}, of the form {expression} with {symbol.name} in {symbol.allowed}"
+            if derived
+            else sizes,
+            input=binder.input,
+            dimension=binder.dimension,
+            symbol=symbol.name,
+            nearest=" or ".join(map(str, sorted(nearest))) or None,
+        )
+
+    def _check_sizes(self, name: str, binders: Sequence[Binder]) -> None:
+        shape = self.inputs[name][1]
+        for dimension, size in enumerate(self.contract.tensor_inputs[name].shape):
+            references = list(symbols_of(size))
+            if not references or any(item.index not in self.values for item in references):
+                continue
+            expected = self._evaluate(size)
+            if expected is None or shape[dimension] == expected:
+                continue
+            reasons = ", ".join(
+                f"{symbol} = {self.values[index]} by input '{binders[index].input}' "
+                f"dimension {binders[index].dimension}"
+                for index, symbol in sorted({(item.index, item.name) for item in references})
+            )
+            self._add(
+                "size",
+                f"input '{name}' dimension {dimension} ({size})",
+                str(shape[dimension]),
+                f"{expected}, since {reasons}",
+                input=name,
+                dimension=dimension,
+                symbol=references[0].name,
+                nearest=str(expected),
+            )
+
+    def _check_relations(self, binders: Sequence[Binder]) -> None:
+        values = [self.values.get(index, 0) for index in range(len(self.contract.symbols))]
+        for relation in self.contract.relations:
+            indices = sorted({item.index for item in symbols_of(relation.condition)})
+            if any(index not in self.values or index in self.refused for index in indices):
+                continue
+            try:
+                if compile_condition(relation.condition)(values):
+                    continue
+            except ZeroDivisionError:
+                pass  # then it does not hold
+            names = {index: self.contract.symbols[index].name for index in indices}
+            actual = ", ".join(
+                f"{names[index]} = {self.values[index]} (input '{binders[index].input}' "
+                f"dimension {binders[index].dimension})"
+                for index in indices
+            )
+            source = f", on which the model relies at {relation.source}" if relation.source else ""
+            nearest = self._nearest_by_one_symbol(indices)
+            description = f"relation {relation} does not hold for {actual}{source}"
+            if nearest:
+                description += f"; nearest legal value: {nearest}"
+            only = binders[indices[0]] if len(indices) == 1 else None
+            self.violations.append(
+                Violation(
+                    code="relation",
+                    description=description,
+                    input=only.input if only else None,
+                    dimension=only.dimension if only else None,
+                    symbol=names[indices[0]] if only else None,
+                    actual=actual,
+                    allowed=str(relation),
+                    nearest=nearest,
+                )
+            )
+
+    def _nearest_by_one_symbol(self, indices: Sequence[int]) -> str | None:
+        """Returns the smallest change of one symbol that makes all relations hold, if any."""
+        best: tuple[int, str] | None = None
+        for index in indices:
+            value = self.values[index]
+            for candidate in self._nearest(index, value, False):
+                distance = abs(candidate - value)
+                if best is None or distance < best[0]:
+                    best = distance, f"{self.contract.symbols[index].name} = {candidate}"
+        return best[1] if best else None
+
+    def _nearest(self, index: int, value: int, between: bool) -> list[int]:
+        """Returns the legal values of a symbol nearest to `value`, the others staying as they are.
+
+        That is one value, or one on each side where what was given lies between `value` and the
+        next; none where nothing legal is within reach.
+        """
+        symbol = self.contract.symbols[index]
+        lowest = symbol.minimum
+        highest = symbol.maximum if symbol.maximum is not None else max(value, lowest) * 2 + 1
+        below = min(max(value, lowest), highest)
+        above = min(max(value + between, lowest), highest)
+        legal = self._legality(index)
+        candidates = []
+        for side in (
+            range(below, max(lowest, below - _SEARCH_DISTANCE) - 1, -1),
+            range(above, min(highest, above + _SEARCH_DISTANCE) + 1),
+        ):
+            candidates += [next((candidate for candidate in side if legal(candidate)), None)]
+        found = sorted({candidate for candidate in candidates if candidate is not None})
+        return found if between else sorted(found, key=lambda item: abs(item - value))[:1]
+
+    def _legality(self, index: int) -> Callable[[int], bool]:
+        """Returns whether a value of one symbol satisfies the relations, given the others."""
+        known = {*self.values, index}
+        relevant = []
+        for relation in self.contract.relations:
+            mentioned = {item.index for item in symbols_of(relation.condition)}
+            if index in mentioned and mentioned <= known:
+                relevant.append(compile_condition(relation.condition))
+        values = [self.values.get(other, 0) for other in range(len(self.contract.symbols))]
+
+        def legal(candidate: int) -> bool:
+            values[index] = candidate
+            try:
+                return all(holds(values) for holds in relevant)
+            except ZeroDivisionError:
+                return False
+
+        return legal
+
+    def _evaluate(self, size: Expression) -> int | None:
+        values = [self.values.get(index, 0) for index in range(len(self.contract.symbols))]
+        try:
+            return size.evaluate(values)
+        except ZeroDivisionError:
+            return None
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"

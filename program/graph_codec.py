@@ -1,0 +1,225 @@
+"""Graphs: from a torch.fx graph to its protobuf message and back.
+
+A message names no Python and no variable: values are numbered, operators come from the allow-list
+in `operators`, and the names in the graph that is made of it are our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from slipway.program.contract_codec import scalar_type_from_proto
+from slipway.program.errors import CorruptProgramError, OperatorMismatchError
+from slipway.program.operators import operator_name, operator_schema, resolve_operator
+from slipway.program.torch_types import from_torch, to_torch
+from slipway.proto import program_pb2 as pb
+
+__all__ = ["GraphEncodingError", "OperatorTable", "graph_from_proto", "graph_to_proto"]
+
+_MEMORY_FORMATS: dict[torch.memory_format, pb.MemoryFormat] = {
+    torch.contiguous_format: pb.CONTIGUOUS,
+    torch.preserve_format: pb.PRESERVE,
+    torch.channels_last: pb.CHANNELS_LAST,
+    torch.channels_last_3d: pb.CHANNELS_LAST_3D,
+}
+_MEMORY_FORMAT_NAMES = {value: key for key, value in _MEMORY_FORMATS.items()}
+
+
+class GraphEncodingError(ValueError):
+    """A graph has something in it that the format has no place for; `node` is where."""
+
+    def __init__(self, node: fx.Node, reason: str) -> None:
+        self.node = node
+        super().__init__(reason)
+
+
+class OperatorTable:
+    """The operators of all graphs of a program, which nodes refer to by index."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = sorted(set(names))
+        self._index = {name: index for index, name in enumerate(self.names)}
+
+    @classmethod
+    def of_graphs(cls, graphs: Sequence[fx.Graph]) -> OperatorTable:
+        """Returns the table of every operator that the graphs call.
+
+        Raises:
+          GraphEncodingError: programs may not call one of them.
+        """
+        names = []
+        for graph in graphs:
+            for node in graph.nodes:
+                if node.op == "call_function":
+                    try:
+                        names.append(operator_name(node.target))
+                    except OperatorMismatchError as error:
+                        raise GraphEncodingError(node, str(error)) from error
+        return cls(names)
+
+    def index(self, target: object) -> int:
+        """Returns the index of a graph node's target."""
+        return self._index[operator_name(target)]
+
+    def to_proto(self) -> list[pb.Operator]:
+        """Returns the table with the schemas that the running torch has."""
+        return [pb.Operator(name=name, schema=operator_schema(name)) for name in self.names]
+
+
+def graph_to_proto(
+    graph: fx.Graph,
+    inputs: Mapping[str, pb.GraphInput],
+    outputs: Sequence[Any],
+    operators: OperatorTable,
+) -> pb.Graph:
+    """Returns the message for a graph.
+
+    Args:
+      graph: placeholders, call_function nodes and an output.
+      inputs: what each placeholder stands for, by its name; the others must be unused, and are left
+        out.
+      outputs: what the method returns: nodes of the graph or integers.
+      operators: a table in which every operator of the graph has an entry.
+
+    Raises:
+      GraphEncodingError: the format has no place for a node or an argument.
+    """
+    message = pb.Graph()
+    numbers: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.name in inputs:
+            numbers[node] = len(numbers)
+            message.inputs.append(inputs[node.name])
+    for node in graph.nodes:
+        if node.op == "call_function":
+            encoded = message.nodes.add(operator=operators.index(node.target))
+            for argument in node.args:
+                encoded.arguments.append(_argument_to_proto(argument, node, numbers))
+            for name in sorted(node.kwargs):
+                encoded.keyword_arguments.add(
+                    name=name, value=_argument_to_proto(node.kwargs[name], node, numbers)
+                )
+            numbers[node] = len(numbers)
+        elif node.op == "output":
+            for value in outputs:
+                message.outputs.append(_argument_to_proto(value, node, numbers))
+        elif node.op != "placeholder":
+            raise GraphEncodingError(node, f"a program cannot have a {node.op} node")
+    return message
+
+
+def _argument_to_proto(value: Any, node: fx.Node, numbers: Mapping[fx.Node, int]) -> pb.Argument:
+    match value:
+        case None:
+            return pb.Argument(none=pb.Nothing())
+        case fx.Node():
+            if value not in numbers:
+                raise GraphEncodingError(node, f"it uses '{value}', which no input stands for")
+            return pb.Argument(value=numbers[value])
+        case bool():
+            return pb.Argument(boolean=value)
+        case int():
+            return pb.Argument(integer=value)
+        case float():
+            return pb.Argument(floating=value)
+        case complex():
+            return pb.Argument(complex=pb.Argument.Complex(real=value.real, imaginary=value.imag))
+        case str():
+            return pb.Argument(string=value)
+        case torch.dtype():
+            try:
+                return pb.Argument(dtype=from_torch(value).name)
+            except ValueError as error:
+                raise GraphEncodingError(node, str(error)) from error
+        case torch.device():
+            return pb.Argument(device=pb.Device(placement=pb.Device.PROGRAM))
+        case torch.memory_format():
+            return pb.Argument(memory_format=_MEMORY_FORMATS[value])
+        case torch.layout() if value is torch.strided:
+            return pb.Argument(layout=pb.STRIDED)
+        case list() | tuple():
+            items = [_argument_to_proto(item, node, numbers) for item in value]
+            return pb.Argument(list=pb.Argument.Arguments(arguments=items))
+        case _:
+            raise GraphEncodingError(
+                node, f"a program cannot hold the argument {value!r} ({type(value).__name__})"
+            )
+
+
+def graph_from_proto(
+    message: pb.Graph, operators: Sequence[pb.Operator], device: torch.device
+) -> fx.GraphModule:
+    """Returns a callable of a graph, from the graph's inputs to a tuple of its outputs.
+
+    Args:
+      message: the graph.
+      operators: the program's operators.
+      device: where the program's tensors are.
+
+    Raises:
+      CorruptProgramError: the message is not a graph.
+      OperatorMismatchError: an operator may not be called or is not there.
+    """
+    targets = [resolve_operator(item.name, item.schema) for item in operators]
+    names = [item.name.partition("::")[2].partition(".")[0] for item in operators]
+    graph = fx.Graph()
+    decoder = _Decoder([], device)
+    for number in range(len(message.inputs)):
+        decoder.values.append(graph.placeholder(f"input_{number}"))
+    for node in message.nodes:
+        if node.operator >= len(targets):
+            raise CorruptProgramError(f"a node calls operator {node.operator} of {len(targets)}")
+        decoder.values.append(
+            graph.create_node(
+                "call_function",
+                targets[node.operator],
+                tuple(decoder.argument(item) for item in node.arguments),
+                {item.name: decoder.argument(item.value) for item in node.keyword_arguments},
+                name=names[node.operator],
+            )
+        )
+    graph.output(tuple(decoder.argument(item) for item in message.outputs))
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+class _Decoder:
+    def __init__(self, values: list[fx.Node], device: torch.device) -> None:
+        self.values = values
+        self._device = device
+
+    def argument(self, message: pb.Argument) -> Any:
+        match message.WhichOneof("kind"):
+            case "value":
+                if message.value >= len(self.values):
+                    raise CorruptProgramError(
+                        f"value {message.value} is used before it is computed"
+                    )
+                return self.values[message.value]
+            case "none":
+                return None
+            case "boolean":
+                return message.boolean
+            case "integer":
+                return message.integer
+            case "floating":
+                return message.floating
+            case "complex":
+                return complex(message.complex.real, message.complex.imaginary)
+            case "string":
+                return message.string
+            case "dtype":
+                return to_torch(scalar_type_from_proto(message.dtype))
+            case "device" if message.device.placement == pb.Device.PROGRAM:
+                return self._device
+            case "layout" if message.layout == pb.STRIDED:
+                return torch.strided
+            case "memory_format" if message.memory_format in _MEMORY_FORMAT_NAMES:
+                return _MEMORY_FORMAT_NAMES[message.memory_format]
+            case "list":
+                return [self.argument(item) for item in message.list.arguments]
+            case _:
+                raise CorruptProgramError("a node has an argument of an unknown kind")

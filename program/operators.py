@@ -1,0 +1,133 @@
+"""Operators that a program may call: by name, from an allow-list, with their schemas compared."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from slipway.program.errors import OperatorMismatchError
+
+__all__ = ["operator_name", "operator_schema", "resolve_operator"]
+
+_NAMESPACES = frozenset({"aten", "prims"})
+
+# These reach outside the process, so no program has a use for them that we would want.
+_REFUSED = frozenset({"aten::from_file"})
+
+_NAME = re.compile(r"([a-z][a-z0-9_]*)::([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)")
+
+# Functions on integers and tuples that tracing leaves in a graph as Python.
+_PYTHON_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "python::getitem": operator.getitem,
+    "python::add": operator.add,
+    "python::sub": operator.sub,
+    "python::mul": operator.mul,
+    "python::floordiv": operator.floordiv,
+    "python::truediv": operator.truediv,
+    "python::mod": operator.mod,
+    "python::pow": operator.pow,
+    "python::neg": operator.neg,
+    "python::eq": operator.eq,
+    "python::ne": operator.ne,
+    "python::lt": operator.lt,
+    "python::le": operator.le,
+    "python::gt": operator.gt,
+    "python::ge": operator.ge,
+    "python::ceil": math.ceil,
+    "python::floor": math.floor,
+    "python::trunc": math.trunc,
+    "python::round": round,
+    "python::sym_float": torch.sym_float,
+    "python::sym_int": torch.sym_int,
+    "python::sym_max": torch.sym_max,
+    "python::sym_min": torch.sym_min,
+    "python::sym_not": torch.sym_not,
+    "python::sym_ite": torch.sym_ite,
+}
+_PYTHON_NAMES = {function: name for name, function in _PYTHON_FUNCTIONS.items()}
+
+
+def operator_name(target: object) -> str:
+    """Returns the name of a graph node's target.
+
+    Raises:
+      OperatorMismatchError: programs may not call it.
+    """
+    if isinstance(target, torch._ops.OpOverload):
+        name = f"{target._schema.name}.{target._overloadname}"
+        _check_allowed(name)
+        return name
+    try:
+        return _PYTHON_NAMES[target]  # type: ignore[index]
+    except (KeyError, TypeError):
+        raise OperatorMismatchError(f"a program cannot call {target!r}") from None
+
+
+def operator_schema(name: str) -> str:
+    """Returns the running torch's schema of an operator; empty for a Python function."""
+    target = _lookup(name)
+    return str(target._schema) if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def resolve_operator(name: str, schema: str) -> Callable[..., Any]:
+    """Returns what a program calls by a name.
+
+    Args:
+      name: as `operator_name` gave it.
+      schema: the operator's schema when the program was written.
+
+    Raises:
+      OperatorMismatchError: it is not allowed, this torch does not have it, or its schema here
+        would not accept the same calls.
+    """
+    target = _lookup(name)
+    if isinstance(target, torch._ops.OpOverload) and str(target._schema) != schema:
+        _check_compatible(target, schema)
+    return target
+
+
+def _check_allowed(name: str) -> tuple[str, str, str]:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise OperatorMismatchError(f"{name!r} is not the name of an operator")
+    namespace, base, overload = match.groups()
+    if namespace not in _NAMESPACES or f"{namespace}::{base}" in _REFUSED:
+        raise OperatorMismatchError(
+            f"operator '{name}' may not be called by a program; allowed are the namespaces "
+            f"{', '.join(sorted(_NAMESPACES))} without {', '.join(sorted(_REFUSED))}"
+        )
+    return namespace, base, overload
+
+
+def _lookup(name: str) -> Callable[..., Any]:
+    if name in _PYTHON_FUNCTIONS:
+        return _PYTHON_FUNCTIONS[name]
+    namespace, base, overload = _check_allowed(name)
+    packet = getattr(getattr(torch.ops, namespace), base, None)
+    target = getattr(packet, overload, None)
+    if not isinstance(target, torch._ops.OpOverload):
+        raise OperatorMismatchError(
+            f"operator '{name}' does not exist in torch {torch.__version__}; use the torch that "
+            "the program names as its producer, or export it again"
+        )
+    return target
+
+
+def _check_compatible(target: torch._ops.OpOverload, written: str) -> None:
+    try:
+        old = torch._C.parse_schema(written)
+    except RuntimeError as error:
+        raise OperatorMismatchError(
+            f"the recorded schema of '{target._schema.name}' cannot be read: {written!r}"
+        ) from error
+    if not target._schema.is_backward_compatible_with(old):  # type: ignore[attr-defined]
+        raise OperatorMismatchError(
+            f"operator '{target._schema.name}' has changed: the program was written for "
+            f"'{written}', torch {torch.__version__} has '{target._schema}'. Use the torch that "
+            "the program names as its producer, or export it again"
+        )

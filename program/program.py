@@ -1,0 +1,353 @@
+"""Programs: loading them, saving them, and calling their methods."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slipway.program.container import Container, read_container, write_container
+from slipway.program.contract import Contract, PythonValue
+from slipway.program.contract_codec import contract_to_proto
+from slipway.program.errors import (
+    ContractViolation,
+    CorruptProgramError,
+    ProgramError,
+    Violation,
+)
+from slipway.program.graph_codec import graph_from_proto
+from slipway.program.scalar_types import ScalarType
+from slipway.program.torch_types import from_torch
+from slipway.program.trees import StructureError
+from slipway.program.version import VERSION
+from slipway.program.weights import read_weights, write_weights
+from slipway.proto import program_pb2 as pb
+
+__all__ = ["DEFAULT_METHOD", "Method", "Program", "load"]
+
+DEFAULT_METHOD = "forward"
+
+
+class Method:
+    """One entry point of a program: a contract and the graph that is valid under it."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        graph: pb.Graph,
+        operators: Sequence[pb.Operator],
+        weights: Sequence[torch.Tensor],
+        device: torch.device,
+    ) -> None:
+        self.contract = contract
+        self.device = device
+        self._graph_module = graph_from_proto(graph, operators, device)
+        self._forward = self._graph_module.forward
+        _check_outputs(contract, graph)
+        # The graph's inputs in its own order: weights in place, and where the call's tensors go.
+        self._template: list[torch.Tensor | None] = []
+        self._places: list[tuple[int, int]] = []
+        tensors = {
+            leaf: position
+            for position, leaf in enumerate(
+                index for index, spec in enumerate(contract.inputs) if spec.tensor is not None
+            )
+        }
+        for place, item in enumerate(graph.inputs):
+            if item.WhichOneof("kind") == "weight" and item.weight < len(weights):
+                self._template.append(weights[item.weight])
+            elif item.WhichOneof("kind") == "input" and item.input in tensors:
+                self._template.append(None)
+                self._places.append((place, tensors[item.input]))
+            else:
+                raise CorruptProgramError(
+                    f"input {place} of method '{contract.method}' is neither a weight nor a tensor"
+                )
+
+    @property
+    def graph_module(self) -> torch.fx.GraphModule:
+        """Returns the graph as torch.fx has it. Its inputs include the weights."""
+        return self._graph_module
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Runs the graph on tensors that are known to satisfy the contract.
+
+        Args:
+          tensors: one for each of `contract.tensor_inputs`, in that order, on the method's device.
+
+        Returns:
+          A tensor for each of `contract.tensor_outputs`, in that order.
+        """
+        return [value for value in self._execute(tensors) if isinstance(value, torch.Tensor)]
+
+    def _execute(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+        arguments = self._template.copy()
+        for place, position in self._places:
+            arguments[place] = tensors[position]
+        results: tuple[Any, ...] = self._forward(*arguments)
+        return results
+
+    def __call__(self, *args: object, **kwargs: object) -> Any:
+        """Checks the call against the contract and runs it.
+
+        Args:
+          *args, **kwargs: as the function that was exported took them. Positional arguments may be
+            passed by keyword too.
+
+        Returns:
+          What the function that was exported would return.
+
+        Raises:
+          ContractViolation: naming every way in which the call breaks the contract.
+        """
+        tensors = self._checked_tensors(args, kwargs)
+        results = iter(self._execute(tensors))
+        return self.contract.output_tree.unflatten(
+            next(results) if spec.tensor is not None or spec.integer is not None else spec.constant
+            for spec in self.contract.outputs
+        )
+
+    def _checked_tensors(
+        self, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> list[torch.Tensor]:
+        contract = self.contract
+        try:
+            leaves = _flatten_call(contract, args, kwargs)
+        except StructureError as error:
+            raise ContractViolation(contract.method, [error.violation]) from None
+        violations: list[Violation] = []
+        tensors: list[torch.Tensor] = []
+        described: dict[str, tuple[ScalarType, Sequence[int]]] = {}
+        for spec, leaf in zip(contract.inputs, leaves, strict=True):
+            if spec.tensor is None:
+                violations += _check_constant(spec.name, leaf, spec.constant)
+                continue
+            problem = _check_is_tensor(spec.name, leaf, str(spec.tensor), self.device)
+            if isinstance(problem, Violation):
+                violations.append(problem)
+                # Described as legal, so that the rest is still compared.
+                continue
+            assert isinstance(leaf, torch.Tensor)
+            tensors.append(leaf)
+            described[spec.name] = (problem, leaf.shape)
+        try:
+            contract.check(described)
+        except ContractViolation as error:
+            already = {violation.input for violation in violations}
+            violations += [item for item in error.violations if item.input not in already]
+        if violations:
+            raise ContractViolation(contract.method, violations)
+        return tensors
+
+
+def _check_outputs(contract: Contract, graph: pb.Graph) -> None:
+    computed = sum(spec.tensor is not None or spec.integer is not None for spec in contract.outputs)
+    if computed != len(graph.outputs):
+        raise CorruptProgramError(
+            f"method '{contract.method}' promises {computed} outputs, its graph has "
+            f"{len(graph.outputs)}"
+        )
+
+
+def _flatten_call(
+    contract: Contract, args: tuple[object, ...], kwargs: dict[str, object]
+) -> list[object]:
+    positional, keyword = contract.input_tree.children
+    if len(args) > len(contract.parameters):
+        raise StructureError(
+            Violation(
+                code="structure",
+                description=f"the call has {len(args)} positional arguments; allowed: "
+                f"{len(contract.parameters)} ({', '.join(contract.parameters)})",
+                actual=str(len(args)),
+                allowed=str(len(contract.parameters)),
+            )
+        )
+    given = dict(zip(contract.parameters, args, strict=False))
+    known = {*contract.parameters, *map(str, keyword.keys)}
+    for name, value in kwargs.items():
+        if name in given or name not in known:
+            raise StructureError(
+                Violation(
+                    code="unknown_input",
+                    description=f"argument '{name}' is given twice or unknown; the arguments are "
+                    f"{', '.join(sorted(known))}",
+                    input=name,
+                )
+            )
+        given[name] = value
+    leaves: list[object] = []
+    for tree, names in ((positional, contract.parameters), (keyword, map(str, keyword.keys))):
+        for name, child in zip(names, tree.children, strict=True):
+            if name not in given:
+                raise StructureError(
+                    Violation(
+                        code="missing_input",
+                        description=f"argument '{name}' is missing",
+                        input=name,
+                    )
+                )
+            leaves += child.flatten(given[name], name)
+    return leaves
+
+
+def _check_constant(name: str, value: object, expected: PythonValue) -> Iterator[Violation]:
+    # NaN is the one value that is itself without being equal to itself.
+    same = value == expected or (value != value and expected != expected)
+    if type(value) is not type(expected) or not same:
+        yield Violation(
+            code="constant",
+            description=f"argument '{name}' is {value!r}; allowed: exactly {expected!r}, for which "
+            "the program was exported",
+            input=name,
+            actual=repr(value),
+            allowed=repr(expected),
+            nearest=repr(expected),
+        )
+
+
+def _check_is_tensor(
+    name: str, value: object, allowed: str, device: torch.device
+) -> ScalarType | Violation:
+    if not isinstance(value, torch.Tensor):
+        actual, code = f"a {type(value).__name__}", "structure"
+    elif value.layout is not torch.strided:
+        actual, code = f"a tensor of layout {value.layout}", "structure"
+    elif value.device.type != device.type:
+        actual, code = f"on device {value.device}", "structure"
+        allowed += f" on {device}"
+    else:
+        try:
+            return from_torch(value.dtype)
+        except ValueError:
+            actual, code = f"of dtype {value.dtype}", "dtype"
+    return Violation(
+        code=code,
+        description=f"input '{name}' is {actual}; allowed: a tensor {allowed}",
+        input=name,
+        actual=actual,
+        allowed=allowed,
+    )
+
+
+class Program:
+    """A traced model: methods that share weights. It is callable, and checks its contract.
+
+    Attributes:
+      methods: by name.
+      digest: the program's identity, a SHA-256 in hexadecimal; None until it has been saved.
+      device: where its tensors are.
+    """
+
+    def __init__(
+        self,
+        contracts: Mapping[str, Contract],
+        graphs: pb.ProgramGraph,
+        weights: Mapping[str, torch.Tensor],
+        *,
+        device: torch.device,
+        digest: str | None = None,
+        torch_version: str = torch.__version__.partition("+")[0],
+    ) -> None:
+        """Use `slipway.export.export` or `load`.
+
+        Args:
+          contracts: by method, sorted.
+          graphs: one for each method, in the same order.
+          weights: by name, sorted, as the graphs refer to them.
+          device: where the weights are.
+          digest: of the program that this was read from.
+          torch_version: of the torch that captured it.
+        """
+        if len(contracts) != len(graphs.methods):
+            raise CorruptProgramError(
+                f"the program has {len(contracts)} contracts and {len(graphs.methods)} graphs"
+            )
+        self._graphs = graphs
+        self._weights = dict(weights)
+        self._torch_version = torch_version
+        self.device = device
+        self.digest = digest
+        tensors = list(weights.values())
+        self.methods: dict[str, Method] = {
+            name: Method(contract, graph, graphs.operators, tensors, device)
+            for (name, contract), graph in zip(contracts.items(), graphs.methods, strict=True)
+        }
+
+    @property
+    def contract(self) -> Contract:
+        """Returns the contract of the default method, `forward`."""
+        return self.methods[DEFAULT_METHOD].contract
+
+    def __call__(self, *args: object, **kwargs: object) -> Any:
+        """Calls the default method, `forward`. Raises: ContractViolation."""
+        return self.methods[DEFAULT_METHOD](*args, **kwargs)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the program.
+
+        Args:
+          directory: made if it does not exist; must be empty.
+
+        Raises:
+          ProgramError: the directory is not empty, or the program is too large for the format.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise ProgramError(f"{directory} is not empty; a program needs a directory of its own")
+        contracts = pb.ProgramContract(
+            methods=[contract_to_proto(method.contract) for method in self.methods.values()]
+        )
+        sources = pb.Sources(
+            methods=[
+                pb.MethodSources(relations=[item.source for item in method.contract.relations])
+                for method in self.methods.values()
+            ]
+        )
+        index = write_weights(directory, self._weights)
+        container = Container(
+            contract=contracts.SerializeToString(deterministic=True),
+            graph=self._graphs.SerializeToString(deterministic=True),
+            weights=index.SerializeToString(deterministic=True),
+            slipway_version=VERSION,
+            torch_version=self._torch_version,
+            python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
+            sources=sources.SerializeToString(deterministic=True),
+        )
+        write_container(directory, container)
+        self.digest = container.digest
+
+
+def load(directory: str | Path, device: str | torch.device = "cpu") -> Program:
+    """Returns the program in a directory.
+
+    Args:
+      directory: `NAME.program`, or `MODEL/VERSION` of a repository.
+      device: where to run it.
+
+    Raises:
+      CorruptProgramError: files are missing, truncated or malformed.
+      DigestMismatchError: files have been altered.
+      UnsupportedVersionError: a newer release wrote it.
+      OperatorMismatchError: this torch lacks an operator that it calls.
+    """
+    directory = Path(directory)
+    device = torch.device(device)
+    container = read_container(directory)
+    index = container.weights_index()
+    try:
+        tensors = read_weights(directory, index, device)
+        return Program(
+            container.contracts(),
+            container.graphs(),
+            {item.name: tensor for item, tensor in zip(index.weights, tensors, strict=True)},
+            device=device,
+            digest=container.digest,
+            torch_version=container.torch_version,
+        )
+    except ProgramError as error:
+        raise type(error)(f"{directory}: {error}") from error

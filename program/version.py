@@ -1,0 +1,5 @@
+"""The release."""
+
+__all__ = ["VERSION"]
+
+VERSION = "0.1.0"

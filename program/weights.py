@@ -1,0 +1,142 @@
+"""Weights: tensors in safetensors files beside program.pb."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from slipway.program.contract_codec import scalar_type_from_proto
+from slipway.program.errors import CorruptProgramError, DigestMismatchError
+from slipway.program.torch_types import from_torch, to_torch
+from slipway.proto import program_pb2 as pb
+
+__all__ = ["WEIGHTS_DIRECTORY", "read_weights", "write_weights"]
+
+WEIGHTS_DIRECTORY = "weights"
+
+_SHARD_BYTES = 2**32
+"""How many bytes of tensors a shard holds at most, unless one tensor alone is larger."""
+
+_HASH_CHUNK_BYTES = 2**22
+
+
+def write_weights(directory: Path, tensors: Mapping[str, torch.Tensor]) -> pb.WeightsIndex:
+    """Writes tensors below `directory`/weights and returns their index.
+
+    Args:
+      directory: the program's directory.
+      tensors: by name; written in the order of their names, contiguous.
+    """
+    index = pb.WeightsIndex()
+    folder = directory / WEIGHTS_DIRECTORY
+    for number, names in enumerate(_split(tensors)):
+        folder.mkdir(exist_ok=True)
+        path = folder / f"weights-{number + 1:05d}.safetensors"
+        save_file({name: _plain(tensors[name]) for name in names}, path)
+        for name in names:
+            index.weights.add(
+                name=name,
+                dtype=from_torch(tensors[name].dtype).name,
+                shape=tensors[name].shape,
+                shard=number,
+            )
+        index.shards.add(file=path.name, size=path.stat().st_size, sha256=_sha256(path))
+    return index
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor as one block of memory of its own, which is what a file can hold."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _split(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    shards: list[list[str]] = []
+    room = 0
+    for name in sorted(tensors):
+        size = tensors[name].numel() * tensors[name].element_size()
+        if not shards or size > room:
+            shards.append([])
+            room = _SHARD_BYTES
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _sha256(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.digest()
+
+
+def read_weights(
+    directory: Path, index: pb.WeightsIndex, device: torch.device
+) -> list[torch.Tensor]:
+    """Returns the tensors of an index, in its order, on a device. On the CPU they are mapped files.
+
+    Raises:
+      CorruptProgramError: a file is missing or short, or holds other tensors than the index says.
+      DigestMismatchError: a file has been altered.
+    """
+    paths = [_checked_path(directory, shard) for shard in index.shards]
+    shards = [_open_shard(path) for path in paths]
+    tensors = []
+    for weight in index.weights:
+        if weight.shard >= len(shards):
+            raise CorruptProgramError(f"weight '{weight.name}' lies in a shard that is not listed")
+        path = paths[weight.shard]
+        try:
+            tensor: torch.Tensor = shards[weight.shard].get_tensor(weight.name)  # type: ignore[no-untyped-call]
+        except SafetensorError as error:
+            raise CorruptProgramError(f"{path} has no weight '{weight.name}': {error}") from error
+        dtype = to_torch(scalar_type_from_proto(weight.dtype))
+        if tensor.dtype != dtype or list(tensor.shape) != list(weight.shape):
+            raise CorruptProgramError(
+                f"weight '{weight.name}' in {path} is {tensor.dtype}{list(tensor.shape)}; "
+                f"program.pb says {dtype}{list(weight.shape)}"
+            )
+        tensors.append(tensor.to(device))
+    return tensors
+
+
+def _open_shard(path: Path) -> safe_open:
+    """Returns an opened safetensors file. Raises: CorruptProgramError."""
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CorruptProgramError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _checked_path(directory: Path, shard: pb.Shard) -> Path:
+    # The name comes from the artifact: nothing but a plain file beside program.pb may be meant.
+    if not shard.file or shard.file in {".", ".."} or set(shard.file) & {"/", "\\", "\0"}:
+        raise CorruptProgramError(f"{directory}: {shard.file!r} is not a plain file name")
+    path = directory / WEIGHTS_DIRECTORY / shard.file
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise CorruptProgramError(
+            f"cannot read the weights {path}: {error.strerror}; copy or build the program again"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CorruptProgramError(f"the weights {path} are not a file")
+    if status.st_size != shard.size:
+        raise CorruptProgramError(
+            f"the weights {path} have {status.st_size} bytes; {shard.size} were written. "
+            "Copy or build the program again"
+        )
+    if _sha256(path) != shard.sha256:
+        raise DigestMismatchError(
+            f"the weights {path} are not those that were written (SHA-256 differs); "
+            "copy or build the program again"
+        )
+    return path
