@@ -1,0 +1,214 @@
+"""Runs torch.export and keeps what the contract is derived from: the graph, and every guard that
+tracing put on a dimension, with the user's line that needed it.
+
+Every dynamic dimension is given to torch as a free one, within the bounds that the user declared.
+What the user declared of relations between dimensions is compared with what tracing needed
+afterwards, in `derivation`, rather than by torch: torch's own check rejects legal declarations,
+enforces no lower bound below 3, and names no line of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch._dynamo.exc import Unsupported, UserError, UserErrorType
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    UnsupportedOperatorException,
+)
+from torch.export import ExportedProgram
+from torch.export.dynamic_shapes import Dim
+from torch.fx.experimental import _config as shape_config
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+from slipway.export.dimensions import Declaration, Declared, ExampleCall, Inferred
+from slipway.export.errors import ExportError, ExportErrorKind, SourceLine
+from slipway.export.sources import innermost_user_line, user_line_of_exception
+
+__all__ = ["Capture", "Guard", "capture"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A condition on the symbols of the shape environment that the graph relies on."""
+
+    condition: sympy.Basic
+    source: SourceLine | None
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What tracing gave.
+
+    Attributes:
+      exported: torch's exported program.
+      guards: in the order in which tracing met them.
+      shape_env: the shape environment; None where no dimension is dynamic.
+    """
+
+    exported: ExportedProgram
+    guards: tuple[Guard, ...]
+    shape_env: ShapeEnv | None
+
+
+def capture(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    call: ExampleCall,
+    declared: Mapping[str, Sequence[Declaration]],
+    *,
+    strict: bool,
+) -> Capture:
+    """Traces a module into one graph.
+
+    Raises:
+      ExportError: the module cannot be traced.
+    """
+    shapes = {name: _torch_shapes(name, value, declared) for name, value in call.arguments.items()}
+    lines: dict[str, SourceLine | None] = {}
+    try:
+        with (
+            torch.no_grad(),
+            shape_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+            _record_guard_lines(lines),
+        ):
+            exported = torch.export.export(
+                module,
+                args,
+                dict(kwargs),
+                dynamic_shapes=call.by_parameter(shapes),
+                strict=strict,
+            )
+    except Exception as error:
+        raise _translate(error) from error
+    shape_env = _shape_env_of(exported)
+    guards = [] if shape_env is None else shape_env.guards
+    return Capture(
+        exported,
+        tuple(Guard(guard.expr, lines.get(str(guard.expr))) for guard in guards),
+        shape_env,
+    )
+
+
+def _torch_shapes(name: str, value: Any, declared: Mapping[str, Sequence[Declaration]]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {
+            dimension: _torch_dimension(declaration)
+            for dimension, declaration in enumerate(declared[name])
+        }
+    if isinstance(value, Mapping):
+        return {
+            step: _torch_shapes(f"{name}.{step}", part, declared) for step, part in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_torch_shapes(f"{name}.{step}", part, declared) for step, part in enumerate(value)]
+    return None
+
+
+def _torch_dimension(declaration: Declaration) -> Any:
+    match declaration:
+        case Declared(symbol, factor, offset):
+            maximum = None if symbol.maximum is None else factor * symbol.maximum + offset
+            return Dim.AUTO(min=factor * symbol.minimum + offset, max=maximum)
+        case Inferred(minimum, maximum, _):
+            return Dim.AUTO(min=minimum, max=maximum)
+        case _:
+            return None
+
+
+@contextlib.contextmanager
+def _record_guard_lines(lines: dict[str, SourceLine | None]) -> Iterator[None]:
+    """Notes for each guard the line of the user's code that is running when tracing adds it.
+
+    Torch keeps a location with each guard, but outside strict mode only that of its own frames.
+    """
+    original: Callable[..., None] = ShapeEnv._log_guard
+
+    def log_guard(self: ShapeEnv, prefix: str, guard: sympy.Basic, forcing_spec: bool) -> None:
+        if "suppressed" not in prefix:
+            lines.setdefault(str(guard), innermost_user_line(sys._getframe(1)))
+        original(self, prefix, guard, forcing_spec)
+
+    ShapeEnv._log_guard = log_guard  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        ShapeEnv._log_guard = original  # type: ignore[method-assign]
+
+
+def _shape_env_of(exported: ExportedProgram) -> ShapeEnv | None:
+    for node in exported.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode.shape_env
+    return None
+
+
+_ADVICE = {
+    ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW: (
+        "a graph has one path: choose by torch.where, or give both branches to torch.cond; a "
+        "decision that does not depend on a tensor's values may stay as it is"
+    ),
+    ExportErrorKind.DATA_DEPENDENT_SHAPE: (
+        "use a form whose result has a size known from its inputs (a mask in place of a "
+        "selection), or state the size's bounds with torch._check"
+    ),
+    ExportErrorKind.UNSUPPORTED_OPERATOR: (
+        "use operators of torch (aten), or give the operator a fake kernel with "
+        "torch.library.register_fake"
+    ),
+    ExportErrorKind.UNSUPPORTED_PYTHON: (
+        "compute with torch operators on tensors only; move everything else out of the model or "
+        "into its constructor"
+    ),
+    ExportErrorKind.CONSTRAINT_VIOLATION: (
+        "declare the dimension as the model needs it, or change the model"
+    ),
+    ExportErrorKind.INVALID_SPEC: "correct the example arguments or dynamic_shapes",
+}
+
+_USER_ERROR_KINDS = {
+    UserErrorType.DYNAMIC_CONTROL_FLOW: ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW,
+    UserErrorType.CONSTRAINT_VIOLATION: ExportErrorKind.CONSTRAINT_VIOLATION,
+    UserErrorType.DYNAMIC_DIM: ExportErrorKind.CONSTRAINT_VIOLATION,
+    UserErrorType.INVALID_INPUT: ExportErrorKind.INVALID_SPEC,
+    UserErrorType.INVALID_OUTPUT: ExportErrorKind.INVALID_SPEC,
+}
+
+
+def _kind_of(error: BaseException) -> ExportErrorKind:
+    match error:
+        case UserError(error_type=error_type):
+            return _USER_ERROR_KINDS.get(error_type, ExportErrorKind.UNSUPPORTED_PYTHON)
+        case DataDependentOutputException():
+            return ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW
+        case GuardOnDataDependentSymNode():
+            # A comparison with a truth value is what `if tensor:` becomes.
+            boolean = isinstance(error.cond, sympy.Eq) and error.cond.rhs in (sympy.S.One, 1)
+            if boolean:
+                return ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW
+            return ExportErrorKind.DATA_DEPENDENT_SHAPE
+        case DynamicOutputShapeException():
+            return ExportErrorKind.DATA_DEPENDENT_SHAPE
+        case UnsupportedOperatorException() | NotImplementedError():
+            return ExportErrorKind.UNSUPPORTED_OPERATOR
+        case Unsupported():
+            return ExportErrorKind.UNSUPPORTED_PYTHON
+        case _:
+            return ExportErrorKind.UNSUPPORTED_PYTHON
+
+
+def _translate(error: Exception) -> ExportError:
+    kind = _kind_of(error)
+    # Torch's first paragraph says what; the rest is advice on its own tools.
+    reason = str(error).strip().split("\n\n")[0].strip() or type(error).__name__
+    return ExportError(kind, reason, _ADVICE[kind], user_line_of_exception(error))

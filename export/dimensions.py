@@ -1,0 +1,323 @@
+"""Reads `dynamic_shapes`: for each dimension of each example tensor, what the user declared."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch.export.dynamic_shapes import Dim, _DerivedDim, _DimHint, _DimHintType, _StaticDim
+
+from slipway.export.errors import ExportError, ExportErrorKind
+from slipway.program.contract import Symbol
+
+__all__ = [
+    "Declaration",
+    "Declared",
+    "ExampleCall",
+    "Inferred",
+    "Static",
+    "bind_example",
+    "declare",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """A dimension that keeps the size it has in the example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A dimension that is factor*symbol + offset, the symbol being declared by name and range."""
+
+    symbol: Symbol
+    factor: int
+    offset: int
+
+    def __str__(self) -> str:
+        text = self.symbol.name if self.factor == 1 else f"{self.factor}*{self.symbol.name}"
+        return f"{text} + {self.offset}".replace("+ -", "- ") if self.offset else text
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """A dimension that is whatever tracing finds it to be.
+
+    Attributes:
+      minimum, maximum: bounds that the user gave; None for no upper bound.
+      required: whether it is an error if tracing finds it to be static.
+    """
+
+    minimum: int
+    maximum: int | None
+    required: bool
+
+
+Declaration = Static | Declared | Inferred
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleCall:
+    """The example arguments of a function, bound to its signature.
+
+    Attributes:
+      parameters: the names of the positional arguments.
+      arguments: every argument by name; those that go into `*args` are called args_0, args_1, …
+      bound: the arguments by parameter, as torch.export combines them.
+      variadic: the names of the parameters that collect several arguments.
+    """
+
+    parameters: tuple[str, ...]
+    arguments: Mapping[str, Any]
+    bound: Mapping[str, Any]
+    variadic: frozenset[str]
+
+    def by_parameter(self, by_name: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns values given for each argument in the structure that `bound` has."""
+        combined: dict[str, Any] = {}
+        for parameter, value in self.bound.items():
+            if parameter not in self.variadic:
+                combined[parameter] = by_name.get(parameter)
+            elif isinstance(value, tuple):
+                combined[parameter] = tuple(
+                    by_name.get(f"{parameter}_{index}") for index in range(len(value))
+                )
+            else:
+                combined[parameter] = {name: by_name.get(name) for name in value}
+        return combined
+
+    def by_name(self, shapes: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any]:
+        """Returns what dynamic_shapes gives each argument, the variadic ones taken apart.
+
+        Raises:
+          ExportError: it names an argument that there is not.
+        """
+        if shapes is None:
+            return {}
+        if not isinstance(shapes, Mapping):
+            if len(shapes) != len(self.arguments):
+                _invalid(
+                    f"dynamic_shapes has {len(shapes)} entries for {len(self.arguments)} arguments",
+                    "give one for each argument, None for one that is static, or a dict by name",
+                )
+            return dict(zip(self.arguments, shapes, strict=True))
+        result: dict[str, Any] = {}
+        for name, value in shapes.items():
+            if name in self.variadic and isinstance(value, Mapping):
+                result.update(value)
+            elif name in self.variadic and value is not None:
+                result.update({f"{name}_{index}": item for index, item in enumerate(value)})
+            else:
+                result[name] = value
+        if unknown := set(result) - set(self.arguments) - self.variadic:
+            _invalid(
+                f"dynamic_shapes names {_listed(unknown)}, but the arguments are "
+                f"{_listed(self.arguments)}",
+                "name the model's own parameters",
+            )
+        return result
+
+
+def bind_example(
+    f: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> ExampleCall:
+    """Returns the example call of a function.
+
+    Raises:
+      ExportError: the function does not take these arguments.
+    """
+    signature = inspect.signature(f)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ExportError(
+            ExportErrorKind.INVALID_SPEC,
+            f"the example arguments do not fit the signature {signature}: {error}",
+            "give args and kwargs as the model is called; a single tensor may be given bare",
+        ) from None
+    names = []
+    variadic = []
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            variadic.append(parameter.name)
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            names.append(parameter.name)
+    names = names[: len(args)]
+    names += [f"{variadic[0]}_{index}" for index in range(len(args) - len(names))]
+    return ExampleCall(
+        parameters=tuple(names),
+        arguments={**dict(zip(names, args, strict=True)), **kwargs},
+        bound=bound.arguments,
+        variadic=frozenset(variadic),
+    )
+
+
+def declare(
+    call: ExampleCall, dynamic_shapes: Mapping[str, Any] | Sequence[Any] | None
+) -> dict[str, tuple[Declaration, ...]]:
+    """Returns for each example tensor, by its name, what is declared of its dimensions.
+
+    Args:
+      call: the example; a tensor in a container is named by its path: `inputs.0.mask`.
+      dynamic_shapes: as the user gave it.
+
+    Raises:
+      ExportError: it does not fit the arguments, or the example contradicts it.
+    """
+    by_name = call.by_name(dynamic_shapes)
+    declared: dict[str, tuple[Declaration, ...]] = {}
+    for name, value in call.arguments.items():
+        _walk(name, value, by_name.get(name), declared)
+    _check_example(call.arguments, declared)
+    return declared
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names)) or "(none)"
+
+
+def _invalid(reason: str, advice: str) -> NoReturn:
+    raise ExportError(ExportErrorKind.INVALID_SPEC, reason, advice)
+
+
+def _walk(name: str, value: Any, shapes: Any, declared: dict[str, tuple[Declaration, ...]]) -> None:
+    if isinstance(value, torch.Tensor):
+        declared[name] = _dimensions(name, value, shapes)
+    elif isinstance(value, Mapping | list | tuple):
+        parts: Mapping[Any, Any] = value if isinstance(value, Mapping) else dict(enumerate(value))
+        if isinstance(shapes, list | tuple):
+            shapes = dict(enumerate(shapes))
+        if shapes is not None and (
+            not isinstance(shapes, Mapping) or not set(shapes) <= set(parts)
+        ):
+            _invalid(
+                f"dynamic_shapes for '{name}' is not put together as the argument is",
+                "nest it as the argument is nested, None for whatever is static",
+            )
+        for step, part in parts.items():
+            _walk(f"{name}.{step}", part, (shapes or {}).get(step), declared)
+    elif shapes is not None:
+        _invalid(
+            f"dynamic_shapes gives '{name}' dimensions, but it is a {type(value).__name__}",
+            "give None for what is no tensor",
+        )
+
+
+def _dimensions(name: str, tensor: torch.Tensor, shapes: Any) -> tuple[Declaration, ...]:
+    if shapes is None:
+        shapes = {}
+    if isinstance(shapes, list | tuple):
+        if len(shapes) != tensor.dim():
+            _invalid(
+                f"dynamic_shapes lists {len(shapes)} dimensions for '{name}', which has "
+                f"{tensor.dim()}",
+                "list every dimension, None for a static one, or give a dict of the dynamic ones",
+            )
+        shapes = dict(enumerate(shapes))
+    if not isinstance(shapes, Mapping):
+        _invalid(
+            f"dynamic_shapes gives '{name}' {shapes!r}",
+            "give a dict from dimension to Dim, or a tuple with an entry for each dimension",
+        )
+    for dimension in shapes:
+        if not isinstance(dimension, int) or not 0 <= dimension < tensor.dim():
+            _invalid(
+                f"dynamic_shapes names dimension {dimension!r} of '{name}', which has "
+                f"{tensor.dim()} dimensions",
+                f"use 0..{tensor.dim() - 1}",
+            )
+    return tuple(
+        _declaration(name, dimension, shapes.get(dimension), size)
+        for dimension, size in enumerate(tensor.shape)
+    )
+
+
+def _declaration(name: str, dimension: int, given: Any, size: int) -> Declaration:
+    match given:
+        case None:
+            return Static()
+        case int() if given == size:
+            return Static()
+        case int():
+            _invalid(
+                f"dynamic_shapes says that '{name}' dimension {dimension} is {given}; the example "
+                f"has {size}",
+                "make the example agree",
+            )
+        case _StaticDim():
+            return _declaration(name, dimension, given.min, size)
+        case _DimHint(type=_DimHintType.STATIC):
+            return Static()
+        case _DimHint():
+            return Inferred(given.min or 0, given.max, given.type is _DimHintType.DYNAMIC)
+        case Dim():
+            root: Any = given.root if isinstance(given, _DerivedDim) else given
+            offset = given.fn(0) if isinstance(given, _DerivedDim) else 0
+            factor = given.fn(1) - offset if isinstance(given, _DerivedDim) else 1
+            maximum = root.max if isinstance(root.max, int) else None
+            return Declared(Symbol(root.__name__, root.min, maximum), factor, offset)
+        case _:
+            _invalid(
+                f"dynamic_shapes says that '{name}' dimension {dimension} is {given!r}",
+                "use a Dim, an expression of one (8*k), Dim.AUTO, Dim.DYNAMIC, or None",
+            )
+
+
+def _check_example(
+    arguments: Mapping[str, Any], declared: Mapping[str, tuple[Declaration, ...]]
+) -> None:
+    """Checks that the example is a legal call by what the user declared."""
+    shapes = dict(_shapes(arguments))
+    seen: dict[str, tuple[Symbol, int, str]] = {}
+    for name, dimensions in declared.items():
+        for dimension, declaration in enumerate(dimensions):
+            size = shapes[name][dimension]
+            where = f"'{name}' dimension {dimension}"
+            if isinstance(declaration, Inferred):
+                symbol = Symbol(where, declaration.minimum, declaration.maximum)
+                value, remainder = size, 0
+            elif isinstance(declaration, Declared):
+                symbol = declaration.symbol
+                value, remainder = divmod(size - declaration.offset, declaration.factor)
+            else:
+                continue
+            if remainder:
+                _invalid(
+                    f"the example's {where} is {size}, which is not of the form {declaration}",
+                    f"make it {size - remainder}, say",
+                )
+            if value < symbol.minimum or (symbol.maximum is not None and value > symbol.maximum):
+                _invalid(
+                    f"the example's {where} is {size}, so {symbol.name} = {value}; declared is "
+                    f"{symbol.allowed}",
+                    "use an example within the declared range, or declare another range",
+                )
+            if isinstance(declaration, Inferred):
+                continue
+            before = seen.setdefault(symbol.name, (symbol, value, where))
+            if before[0] != symbol:
+                _invalid(
+                    f"two dimensions are called '{symbol.name}', with the ranges "
+                    f"{before[0].allowed} ({before[2]}) and {symbol.allowed} ({where})",
+                    "use one Dim for both, or two names",
+                )
+            if before[1] != value:
+                _invalid(
+                    f"the example has {symbol.name} = {before[1]} by {before[2]}, but {value} by "
+                    f"{where}",
+                    "make the example's sizes agree, or use two Dims",
+                )
+
+
+def _shapes(arguments: Mapping[str, Any], prefix: str = "") -> Any:
+    for step, value in arguments.items():
+        name = f"{prefix}{step}"
+        if isinstance(value, torch.Tensor):
+            yield name, value.shape
+        elif isinstance(value, Mapping):
+            yield from _shapes(value, f"{name}.")
+        elif isinstance(value, list | tuple):
+            yield from _shapes({str(step): part for step, part in enumerate(value)}, f"{name}.")

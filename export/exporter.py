@@ -1,0 +1,108 @@
+"""What a torch_export action runs: imports an entry point, exports what it returns, saves it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from slipway.export.api import export_spec
+from slipway.export.errors import ExportError, ExportErrorKind
+from slipway.export.sources import user_line_of_exception
+from slipway.export.spec import ExportSpec
+
+__all__ = ["load_entry_point", "main"]
+
+
+def load_entry_point(name: str) -> ExportSpec:
+    """Returns the spec that an entry point gives.
+
+    Args:
+      name: `MODULE:FUNCTION`.
+
+    Raises:
+      ExportError: there is no such function, it fails, or it returns something else.
+    """
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise _invalid(
+            f"the entry point '{name}' cannot be imported: {error}",
+            "name the module as Python imports it from the workspace's root, and list its "
+            "library in `model` and what it imports in that library's deps",
+            error,
+        ) from error
+    except Exception as error:
+        raise _invalid(
+            f"the module '{module_name}' fails when it is imported: "
+            f"{type(error).__name__}: {error}",
+            "mend the module",
+            error,
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        found = sorted(key for key, value in vars(module).items() if _defined_in(value, module))
+        raise _invalid(
+            f"the module '{module_name}' has no function '{function_name}'"
+            + ("" if function is None else f", but a {type(function).__name__}"),
+            f"name one of its functions: {', '.join(found) or '(it has none)'}",
+        )
+    torch.manual_seed(0)
+    try:
+        spec = function()
+    except ExportError:
+        raise
+    except Exception as error:
+        raise _invalid(
+            f"the entry point '{name}' fails: {type(error).__name__}: {error}",
+            "mend the function; it is called without arguments",
+            error,
+        ) from error
+    if not isinstance(spec, ExportSpec):
+        raise _invalid(
+            f"the entry point '{name}' returns a {type(spec).__name__}",
+            "return a slipway.export.ExportSpec",
+        )
+    return spec
+
+
+def _defined_in(value: object, module: object) -> bool:
+    return (
+        callable(value)
+        and not isinstance(value, type)
+        and getattr(value, "__module__", None) == getattr(module, "__name__", "")
+    )
+
+
+def _invalid(reason: str, advice: str, error: BaseException | None = None) -> ExportError:
+    source = None if error is None else user_line_of_exception(error)
+    return ExportError(ExportErrorKind.INVALID_SPEC, reason, advice, source)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exports as the command line says; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, fromfile_prefix_chars="@")
+    parser.add_argument("--label", required=True, help="the target, for messages")
+    parser.add_argument("--entry_point", required=True, help="MODULE:FUNCTION")
+    parser.add_argument("--import_root", action="append", default=[], help="for sys.path")
+    parser.add_argument("--output", required=True, help="the program's directory")
+    options = parser.parse_args(arguments)
+    # Behind what Slipway itself imports, so that a model's workspace cannot replace it.
+    sys.path += [str(Path(root).absolute()) for root in options.import_root]
+    torch.set_num_threads(1)
+    try:
+        program = export_spec(load_entry_point(options.entry_point))
+    except ExportError as error:
+        print(f"{options.label}: cannot be exported: {error}", file=sys.stderr)
+        return 1
+    program.save(options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

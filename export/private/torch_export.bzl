@@ -1,0 +1,106 @@
+"""Implementation of torch_export."""
+
+load("//export:providers.bzl", "TorchProgramInfo")
+
+def _import_roots(ctx, model):
+    """Returns the folders, from the execution root, that a py_binary with this model would import from."""
+    roots = ["", ctx.bin_dir.path, ".."]
+    for path in model[PyInfo].imports.to_list():
+        repository, _, rest = path.partition("/")
+        base = "" if repository == ctx.workspace_name else "external/" + repository
+        roots.append("/".join([part for part in [base, rest] if part]))
+    return roots
+
+def _torch_export_impl(ctx):
+    model = ctx.attr.model
+    module, separator, function = ctx.attr.entry_point.partition(":")
+    if not module or not separator or not function:
+        fail("torch_export %s: entry_point is \"%s\"; it must be \"MODULE:FUNCTION\", as in \"models.ranker:export_spec\"" % (ctx.label, ctx.attr.entry_point))
+    program = ctx.actions.declare_directory(ctx.label.name + ".program")
+
+    arguments = ctx.actions.args()
+    arguments.use_param_file("@%s", use_always = True)
+    arguments.set_param_file_format("multiline")
+    arguments.add("--label", str(ctx.label).lstrip("@"))
+    arguments.add("--entry_point", ctx.attr.entry_point)
+    arguments.add_all(_import_roots(ctx, model), before_each = "--import_root", uniquify = True)
+    arguments.add("--output", program.path)
+
+    ctx.actions.run(
+        mnemonic = "TorchExport",
+        progress_message = "Exporting %{label}",
+        executable = ctx.executable.exporter,
+        arguments = [arguments],
+        inputs = depset(transitive = [
+            model[PyInfo].transitive_sources,
+            model[DefaultInfo].default_runfiles.files,
+            depset(ctx.files.data),
+        ]),
+        outputs = [program],
+        env = {
+            # Random weights and example inputs must not depend on the machine's vector units.
+            "ATEN_CPU_CAPABILITY": "default",
+            # A build never depends on which accelerators its machine has.
+            "CUDA_VISIBLE_DEVICES": "",
+            # The order of a sum depends on how many threads share it.
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONHASHSEED": "0",
+            "PYTHONNOUSERSITE": "1",
+        },
+    )
+    files = depset([program])
+    return [
+        DefaultInfo(files = files, runfiles = ctx.runfiles([program])),
+        TorchProgramInfo(label = ctx.label, program = program),
+    ]
+
+_torch_export = rule(
+    implementation = _torch_export_impl,
+    doc = "Exports a PyTorch model to a program directory, NAME.program.",
+    attrs = {
+        "data": attr.label_list(
+            allow_files = True,
+            doc = "Files that the entry point reads, by their path from the workspace's root.",
+        ),
+        "entry_point": attr.string(
+            mandatory = True,
+            doc = "MODULE:FUNCTION. The function takes no arguments and returns a slipway.export.ExportSpec.",
+        ),
+        "exporter": attr.label(
+            default = Label("//export:exporter"),
+            executable = True,
+            cfg = "exec",
+            doc = "The program that exports.",
+        ),
+        "model": attr.label(
+            mandatory = True,
+            providers = [PyInfo],
+            doc = "A py_library with the entry point's module.",
+        ),
+    },
+    provides = [TorchProgramInfo],
+)
+
+def torch_export(*, name, model, entry_point, **kwargs):
+    """Exports a PyTorch model to a program: one graph, its weights, and its contract.
+
+    `bazel build` runs the entry point, traces the model that it returns, and checks the
+    program against the model. The output is the directory NAME.program, the same bytes on
+    any machine.
+
+    Args:
+      name: of the target.
+      model: a py_library that holds the entry point and what it imports.
+      entry_point: `MODULE:FUNCTION`, as Python imports it: `models.ranker:export_spec`
+        for //models:ranker.py. The function takes no arguments and returns an `ExportSpec`.
+        The random seed is 0 when it is called.
+      **kwargs: `data`, files that the entry point reads; `exporter`, another exporter; and
+        what every rule takes (tags, visibility, ...).
+    """
+    _torch_export(
+        name = name,
+        model = model,
+        entry_point = entry_point,
+        **kwargs
+    )

@@ -1,0 +1,108 @@
+"""Symbolic integers of torch's shape environment as expressions of a contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import sympy
+from torch.utils._sympy import functions as torch_functions
+
+from slipway.program.expressions import (
+    Add,
+    All,
+    AnyOf,
+    Comparison,
+    Condition,
+    Constant,
+    Expression,
+    FloorDivide,
+    Maximum,
+    Minimum,
+    Modulo,
+    Multiply,
+    Negation,
+    SymbolReference,
+)
+
+__all__ = ["InexpressibleError", "to_condition", "to_expression"]
+
+_COMPARISONS: dict[type[sympy.Basic], str] = {
+    sympy.Eq: "==",
+    sympy.Ne: "!=",
+    sympy.StrictLessThan: "<",
+    sympy.LessThan: "<=",
+    sympy.StrictGreaterThan: ">",
+    sympy.GreaterThan: ">=",
+}
+
+_LARGEST_POWER = 8
+
+
+class InexpressibleError(ValueError):
+    """The contract language has no form for a symbolic value."""
+
+
+def to_expression(value: sympy.Basic, symbols: Mapping[sympy.Symbol, int]) -> Expression:
+    """Returns the expression for a symbolic integer.
+
+    Args:
+      value: over the given symbols.
+      symbols: the index of each symbol in the contract.
+
+    Raises:
+      InexpressibleError: the contract language has no form for it.
+    """
+
+    def convert(item: sympy.Basic) -> Expression:
+        return to_expression(item, symbols)
+
+    match value:
+        case sympy.Integer():
+            return Constant(int(value))
+        case sympy.Symbol() if value in symbols:
+            return SymbolReference(symbols[value], value.name)
+        case sympy.Add():
+            return Add(tuple(convert(item) for item in value.as_ordered_terms()))
+        case sympy.Mul():
+            return Multiply(tuple(convert(item) for item in value.as_ordered_factors()))
+        case sympy.Pow(args=(base, sympy.Integer() as power)) if 2 <= int(power) <= _LARGEST_POWER:
+            return Multiply((convert(base),) * int(power))
+        case torch_functions.FloorDiv() | torch_functions.CleanDiv():
+            return FloorDivide(*map(convert, value.args))
+        case torch_functions.Mod() | torch_functions.PythonMod() | sympy.Mod():
+            return Modulo(*map(convert, value.args))
+        case torch_functions.ModularIndexing(args=(base, divisor, modulus)):
+            return Modulo(FloorDivide(convert(base), convert(divisor)), convert(modulus))
+        case torch_functions.Max() | sympy.Max():
+            return Maximum(tuple(map(convert, sorted(value.args, key=str))))
+        case torch_functions.Min() | sympy.Min():
+            return Minimum(tuple(map(convert, sorted(value.args, key=str))))
+        case _:
+            raise InexpressibleError(f"{value} has no form in the contract language")
+
+
+def to_condition(value: sympy.Basic, symbols: Mapping[sympy.Symbol, int]) -> Condition:
+    """Returns the condition for a symbolic truth value. Raises: InexpressibleError."""
+    for kind, operator in _COMPARISONS.items():
+        if isinstance(value, kind):
+            left, right = value.args
+            return _tidy(operator, to_expression(left, symbols), to_expression(right, symbols))
+    match value:
+        case sympy.And():
+            return All(tuple(to_condition(item, symbols) for item in sorted(value.args, key=str)))
+        case sympy.Or():
+            return AnyOf(tuple(to_condition(item, symbols) for item in sorted(value.args, key=str)))
+        case sympy.Not():
+            return Negation(to_condition(value.args[0], symbols))
+        case _:
+            raise InexpressibleError(f"{value} has no form in the contract language")
+
+
+_MIRRORED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+
+def _tidy(operator: str, left: Expression, right: Expression) -> Comparison:
+    """Returns the comparison with a constant on its right, as people write it."""
+    if isinstance(left, Constant) and not isinstance(right, Constant):
+        return Comparison(_MIRRORED[operator], right, left)
+    return Comparison(operator, left, right)
