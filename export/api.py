@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from slipway.export.capture import capture
-from slipway.export.derivation import derive_contract
 from slipway.export.dimensions import bind_example, declare
 from slipway.export.encoding import encode
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.gate import check_against_eager
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import ExportSpec
+from slipway.export.tracing import Tracer, settle
 from slipway.program.program import DEFAULT_METHOD, Program
 
 __all__ = ["export", "export_spec"]
@@ -73,12 +72,12 @@ def export_spec(spec: ExportSpec) -> Program:
     call = bind_example(module.forward, args, kwargs)
     declared = declare(call, spec.dynamic_shapes)
     _run_example(module, args, kwargs)
-    captured = capture(module, args, kwargs, call, declared, strict=spec.strict)
-    contract = derive_contract(captured, call, declared, spec.output_names, DEFAULT_METHOD)
-    graphs, weights = encode(captured.exported)
+    tracer = Tracer(module, spec.output_names, DEFAULT_METHOD, spec.strict)
+    traced = tracer.trace(args, kwargs, declared)
+    contract = settle(tracer, traced)
+    graphs, weights = encode(traced.capture.exported)
     program = Program({DEFAULT_METHOD: contract}, graphs, weights, device=torch.device("cpu"))
-    example = pytree.tree_leaves((args, kwargs), is_leaf=lambda leaf: leaf is None)
-    check_against_eager(module, program.methods[DEFAULT_METHOD], example)
+    check_against_eager(module, program.methods[DEFAULT_METHOD], traced.example)
     return program
 
 

@@ -90,6 +90,7 @@ def capture(
             )
     except Exception as error:
         raise _translate(error) from error
+    _simplify(exported.graph)
     shape_env = _shape_env_of(exported)
     guards = [] if shape_env is None else shape_env.guards
     return Capture(
@@ -97,6 +98,24 @@ def capture(
         tuple(Guard(guard.expr, lines.get(str(guard.expr))) for guard in guards),
         shape_env,
     )
+
+
+def _simplify(graph: torch.fx.Graph) -> None:
+    """Removes nodes that do nothing, so that graphs which do the same look the same.
+
+    These are assertions of what the contract guarantees, which also name the device of the capture,
+    and slices that take everything, which indexing with `:` leaves where a size is symbolic.
+    """
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif node.target is torch.ops.aten.slice.Tensor and _takes_everything(*node.args[2:]):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _takes_everything(start: Any = None, end: Any = None, step: Any = 1) -> bool:
+    return start in (None, 0) and end in (None, sys.maxsize) and step == 1
 
 
 def _torch_shapes(name: str, value: Any, declared: Mapping[str, Sequence[Declaration]]) -> Any:

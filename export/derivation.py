@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -12,34 +12,48 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from slipway.export.capture import Capture, Guard
-from slipway.export.dimensions import Declaration, Declared, ExampleCall, Inferred
+from slipway.export.dimensions import Declaration, ExampleCall
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.narrowing import Verdict, examine, narrowing_error
-from slipway.export.symbolic import InexpressibleError, to_condition, to_expression
+from slipway.export.symbol_table import SymbolTable
+from slipway.export.symbolic import InexpressibleError, to_condition
 from slipway.program.contract import (
     Contract,
     InputSpec,
     OutputSpec,
     PythonValue,
     Relation,
-    Symbol,
-    TensorSpec,
     UnboundSymbolError,
 )
-from slipway.program.expressions import Constant, Expression, SymbolReference, Unknown
-from slipway.program.torch_types import from_torch
+from slipway.program.expressions import Constant, SymbolReference
 from slipway.program.trees import Kind, Tree
 
-__all__ = ["derive_contract"]
+__all__ = ["Derivation", "derive"]
 
 
-def derive_contract(
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """A contract, and what is still open about it.
+
+    Attributes:
+      contract: with every relation that tracing relied on and that is not always true.
+      table: what torch's symbols are in terms of the contract's.
+      narrowings: for each relation that makes the contract narrower than was declared, the error
+        to raise unless the relation turns out not to be needed.
+    """
+
+    contract: Contract
+    table: SymbolTable
+    narrowings: Mapping[Relation, ExportError]
+
+
+def derive(
     capture: Capture,
     call: ExampleCall,
     declared: Mapping[str, Sequence[Declaration]],
     output_names: Sequence[str] | None,
     method: str,
-) -> Contract:
+) -> Derivation:
     """Returns the contract under which a captured graph is valid.
 
     Args:
@@ -50,15 +64,14 @@ def derive_contract(
       method: the method's name.
 
     Raises:
-      ExportError: the graph is valid for fewer shapes than were declared, or relies on something
-        that no contract can say.
+      ExportError: the graph relies on something that no contract can say.
     """
     exported = capture.exported
     input_tree = _tree(exported.call_spec.in_spec, "the example arguments")
     output_tree = _tree(exported.call_spec.out_spec, "the output")
     names = [_input_name(path, call.parameters) for path in input_tree.leaf_paths()]
     leaves = _user_inputs(capture)
-    table = _SymbolTable(capture)
+    table = SymbolTable(capture)
     for name, leaf in zip(names, leaves, strict=True):
         if isinstance(leaf, torch.Tensor):
             table.declare(name, leaf, declared[name])
@@ -70,7 +83,7 @@ def derive_contract(
         for name, leaf in zip(names, leaves, strict=True)
     )
     outputs = _outputs(capture, output_tree, output_names, table)
-    relations = tuple(_relations(capture.guards, table))
+    relations = dict(_relations(capture.guards, table))
     try:
         contract = Contract(
             method=method,
@@ -80,7 +93,7 @@ def derive_contract(
             parameters=call.parameters,
             outputs=outputs,
             output_tree=output_tree,
-            relations=relations,
+            relations=tuple(relations),
         )
     except UnboundSymbolError as error:
         raise ExportError(
@@ -88,7 +101,8 @@ def derive_contract(
             str(error),
             "declare a dimension that is the symbol itself, or linear in it",
         ) from error
-    return _with_batch_symbol(contract)
+    narrowings = {relation: error for relation, error in relations.items() if error is not None}
+    return Derivation(_with_batch_symbol(contract), table, narrowings)
 
 
 def _tree(spec: pytree.TreeSpec, what: str) -> Tree:
@@ -139,117 +153,8 @@ def _user_inputs(capture: Capture) -> list[torch.Tensor | PythonValue]:
     return leaves
 
 
-@dataclass
-class _SymbolTable:
-    """What the symbols of torch's shape environment are in terms of the contract's.
-
-    Attributes:
-      symbols: the contract's.
-      meaning: for each symbol of torch an expression over the contract's.
-      inferred: the contract's symbols that nobody declared.
-    """
-
-    capture: Capture
-    symbols: list[Symbol] = field(default_factory=list)
-    meaning: dict[sympy.Symbol, sympy.Basic] = field(default_factory=dict)
-    inferred: set[sympy.Symbol] = field(default_factory=set)
-    _pending: list[tuple[str, sympy.Symbol, Inferred]] = field(default_factory=list)
-
-    @property
-    def index(self) -> dict[sympy.Symbol, int]:
-        return {_sympy_symbol(item.name): index for index, item in enumerate(self.symbols)}
-
-    def declare(self, name: str, tensor: torch.Tensor, declared: Sequence[Declaration]) -> None:
-        """Takes up what the user declared of a tensor's dimensions."""
-        for dimension, (size, declaration) in enumerate(zip(tensor.shape, declared, strict=True)):
-            raw = _expression_of(size)
-            if isinstance(declaration, Declared):
-                if not isinstance(raw, sympy.Symbol):
-                    raise self._specialized(f"'{name}' dimension {dimension}", declaration, raw)
-                if declaration.symbol not in self.symbols:
-                    self.symbols.append(declaration.symbol)
-                symbol = _sympy_symbol(declaration.symbol.name)
-                value = declaration.factor * symbol + declaration.offset
-                self.meaning[raw] = value
-                root = self._root(raw)
-                if isinstance(root, sympy.Symbol):
-                    self.meaning.setdefault(root, value)
-            elif isinstance(declaration, Inferred) and isinstance(raw, sympy.Symbol):
-                self._pending.append((f"{name}_{dimension}", raw, declaration))
-
-    def infer_all(self) -> None:
-        """Names the symbols that tracing found, and expresses the other inferred sizes by them."""
-        for name, raw, declaration in self._pending:
-            root = self._root(raw)
-            if isinstance(root, sympy.Integer) and declaration.required:
-                raise self._specialized(f"'{name}'", declaration, root)
-            if isinstance(root, sympy.Symbol) and root not in self.meaning:
-                self._add_inferred(name, root, declaration)
-        for _, raw, _ in self._pending:
-            self.meaning.setdefault(raw, self._root(raw).xreplace(self.meaning))
-
-    def _add_inferred(self, name: str, root: sympy.Symbol, declaration: Inferred) -> None:
-        taken = {symbol.name for symbol in self.symbols}
-        unique = name.replace(".", "_")
-        while unique in taken:
-            unique += "_"
-        hints = [other for _, raw, other in self._pending if self._root(raw) == root]
-        lowest = max([declaration.minimum, *(hint.minimum for hint in hints)])
-        highest = [hint.maximum for hint in hints if hint.maximum is not None]
-        assert self.capture.shape_env is not None
-        found = self.capture.shape_env.var_to_range.get(root)
-        if found is not None:
-            lowest = max(lowest, int(found.lower))
-            if isinstance(found.upper, sympy.Integer):
-                highest.append(int(found.upper))
-        self.symbols.append(Symbol(unique, lowest, min(highest) if highest else None))
-        self.meaning[root] = _sympy_symbol(unique)
-        self.inferred.add(_sympy_symbol(unique))
-
-    def _root(self, raw: sympy.Basic) -> sympy.Basic:
-        assert self.capture.shape_env is not None
-        return self.capture.shape_env.replace(raw)
-
-    def _specialized(self, where: str, declaration: Declaration, value: sympy.Basic) -> ExportError:
-        equalities = (item for item in self.capture.guards if isinstance(item.condition, sympy.Eq))
-        source = next((item.source for item in equalities), None)
-        return ExportError(
-            ExportErrorKind.CONSTRAINT_VIOLATION,
-            f"{where} is declared dynamic, but the model works only for the size {value}",
-            "make the dimension static, or change the line so that it holds for any size",
-            source,
-        )
-
-    def tensor_spec(self, tensor: torch.Tensor, what: str) -> TensorSpec:
-        """Returns the spec of a tensor of symbolic shape."""
-        try:
-            dtype = from_torch(tensor.dtype)
-        except ValueError as error:
-            raise ExportError(
-                ExportErrorKind.INVALID_SPEC, f"'{what}' is of {error}", "convert the tensor"
-            ) from error
-        return TensorSpec(dtype, tuple(self.size(size) for size in tensor.shape))
-
-    def size(self, size: int | torch.SymInt) -> Expression:
-        """Returns a size as an expression; `Unknown` where it depends on data."""
-        value = _expression_of(size).xreplace(self.meaning)
-        try:
-            return to_expression(value, self.index)
-        except InexpressibleError:
-            return Unknown()
-
-
-def _sympy_symbol(name: str) -> sympy.Symbol:
-    # Not positive: a declared range may start at 0, and sympy must not simplify that away.
-    return sympy.Symbol(name, integer=True, nonnegative=True)
-
-
-def _expression_of(size: int | torch.SymInt) -> sympy.Basic:
-    return size.node._expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
-
-
 def _outputs(
-    capture: Capture, tree: Tree, names: Sequence[str] | None, table: _SymbolTable
+    capture: Capture, tree: Tree, names: Sequence[str] | None, table: SymbolTable
 ) -> tuple[OutputSpec, ...]:
     paths = list(tree.leaf_paths())
     if names is None:
@@ -273,7 +178,7 @@ def _outputs(
     )
 
 
-def _output_spec(name: str, value: Any, table: _SymbolTable) -> OutputSpec:
+def _output_spec(name: str, value: Any, table: SymbolTable) -> OutputSpec:
     if not isinstance(value, torch.fx.Node):
         if not isinstance(value, bool | int | float | str | None):
             raise ExportError(
@@ -302,7 +207,10 @@ def _output_name(path: tuple[str | int, ...]) -> str:
     return ".".join(map(str, (head, *rest)))
 
 
-def _relations(guards: Sequence[Guard], table: _SymbolTable) -> Iterator[Relation]:
+def _relations(
+    guards: Sequence[Guard], table: SymbolTable
+) -> Iterator[tuple[Relation, ExportError | None]]:
+    """Yields the relations, each with the error to raise if it narrows what was declared."""
     seen: set[str] = set()
     for guard in guards:
         condition = guard.condition.xreplace(table.meaning)
@@ -323,9 +231,12 @@ def _relations(guards: Sequence[Guard], table: _SymbolTable) -> Iterator[Relatio
         verdict = examine(condition, converted, table.symbols, table.index)
         if verdict.kind is Verdict.Kind.ALWAYS:
             continue
+        narrowing = None
         if verdict.counterexample is not None and not condition.free_symbols & table.inferred:
-            raise narrowing_error(converted, verdict.counterexample, table.symbols, guard.source)
-        yield Relation(converted, "" if guard.source is None else str(guard.source))
+            narrowing = narrowing_error(
+                converted, verdict.counterexample, table.symbols, guard.source
+            )
+        yield Relation(converted, "" if guard.source is None else str(guard.source)), narrowing
 
 
 def _with_batch_symbol(contract: Contract) -> Contract:

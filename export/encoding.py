@@ -24,7 +24,6 @@ def encode(exported: ExportedProgram) -> tuple[pb.ProgramGraph, dict[str, torch.
     """
     signature = exported.graph_signature
     graph = exported.graph_module.graph
-    _remove_redundant_assertions(graph)
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     owners: dict[str, str] = {}
     canonical: dict[tuple[object, ...], str] = {}
@@ -79,16 +78,6 @@ def _storage_key(tensor: torch.Tensor) -> tuple[object, ...]:
         tensor.stride(),
         tensor.dtype,
     )
-
-
-def _remove_redundant_assertions(graph: torch.fx.Graph) -> None:
-    """Removes what the contract already guarantees: the dtypes of tensors.
-
-    These nodes also name the device of the capture, which need not be the program's.
-    """
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            graph.erase_node(node)
 
 
 def _results(exported: ExportedProgram) -> list[Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from slipway.export.errors import ExportError, ExportErrorKind
+from slipway.export.resizing import resized_leaves
 from slipway.export.sources import user_line_of_exception
 from slipway.program.contract import Contract, Symbol
 from slipway.program.errors import ContractViolation
@@ -49,7 +50,7 @@ def check_against_eager(
     contract = method.contract
     _compare(model, method, list(example), "on the example")
     for binding in itertools.islice(_bindings(contract), _MAXIMUM_CASES):
-        leaves = _leaves(contract, binding, example)
+        leaves = resized_leaves(contract, binding, example, _MAXIMUM_ELEMENTS)
         if leaves is not None:
             where = ", ".join(
                 f"{symbol.name} = {value}"
@@ -125,31 +126,3 @@ def _bindings(contract: Contract) -> Iterator[tuple[int, ...]]:
 
 def _highest(symbol: Symbol) -> int:
     return max(symbol.minimum, _UNBOUNDED) if symbol.maximum is None else symbol.maximum
-
-
-def _leaves(
-    contract: Contract, binding: tuple[int, ...], example: Sequence[object]
-) -> list[object] | None:
-    """Returns inputs of the sizes that a binding gives, or None if that would be too large.
-
-    Their values are drawn from the example's, which are sure to be sensible: indices stay within
-    their tables, masks stay masks.
-    """
-    generator = torch.Generator().manual_seed(sum(binding))
-    leaves: list[object] = []
-    total = 0
-    for spec, value in zip(contract.inputs, example, strict=True):
-        if spec.tensor is None or not isinstance(value, torch.Tensor):
-            leaves.append(value)
-            continue
-        shape = [size.evaluate(binding) for size in spec.tensor.shape]
-        count = 1
-        for size in shape:
-            count *= size
-        total += count
-        if total > _MAXIMUM_ELEMENTS or (count and not value.numel()):
-            return None
-        flat = value.detach().reshape(-1)
-        picked = torch.randint(max(1, flat.numel()), (count,), generator=generator)
-        leaves.append(flat[picked].reshape(shape))
-    return leaves

@@ -1,0 +1,49 @@
+"""Example inputs of other sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from slipway.program.contract import Contract
+
+__all__ = ["resized_leaves"]
+
+
+def resized_leaves(
+    contract: Contract,
+    binding: Sequence[int],
+    example: Sequence[object],
+    maximum_elements: int | None = None,
+) -> list[object] | None:
+    """Returns inputs of the sizes that a binding gives, or None if there would be too many.
+
+    Their values are drawn from the example's, which are sure to be sensible: indices stay within
+    their tables, masks stay masks.
+
+    Args:
+      contract: whose inputs they are.
+      binding: a value for each symbol.
+      example: the leaves of the example call, in the order of `contract.inputs`.
+      maximum_elements: in all tensors together.
+    """
+    generator = torch.Generator().manual_seed(sum(binding))
+    leaves: list[object] = []
+    total = 0
+    for spec, value in zip(contract.inputs, example, strict=True):
+        if spec.tensor is None or not isinstance(value, torch.Tensor):
+            leaves.append(value)
+            continue
+        shape = [size.evaluate(binding) for size in spec.tensor.shape]
+        count = math.prod(shape)
+        total += count
+        if count and not value.numel():
+            return None
+        if maximum_elements is not None and total > maximum_elements:
+            return None
+        flat = value.detach().reshape(-1)
+        picked = torch.randint(max(1, flat.numel()), (count,), generator=generator)
+        leaves.append(flat[picked].reshape(shape))
+    return leaves
