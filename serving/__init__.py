@@ -1,0 +1,1 @@
+"""The server: a model repository behind the Open Inference Protocol."""

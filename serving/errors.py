@@ -1,0 +1,213 @@
+"""What a server can answer instead of a result, and what keeps it from starting.
+
+    SlipwayError
+    ├── StartupError                the server cannot start; carries the process's exit code
+    └── ServingError                a request that gets no result; carries a gRPC status
+        ├── InvalidRequestError     INVALID_ARGUMENT    the caller must change the request
+        │   └── ContractError       INVALID_ARGUMENT    it breaks the program's contract
+        ├── NotFoundError           NOT_FOUND           no such model or version
+        ├── UnsupportedError        UNIMPLEMENTED       a part of the protocol that is not served
+        ├── UnavailableError        UNAVAILABLE         loading or draining: try again, or elsewhere
+        ├── ResourceExhaustedError  RESOURCE_EXHAUSTED  too large for the device or the protocol
+        ├── CancelledError          CANCELLED           the client has gone
+        └── InternalError           INTERNAL            the model or the server failed
+            └── DeviceError         INTERNAL            the device failed, and this process with it
+
+A status travels in HTTP/2 trailers, of which peers accept about 8 KiB. So texts and details are cut
+to size here: a status that is too large reaches the client as another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from slipway.program import ContractViolation
+from slipway.program.errors import SlipwayError
+
+__all__ = [
+    "CancelledError",
+    "ContractError",
+    "DeviceError",
+    "FieldViolation",
+    "InternalError",
+    "InvalidRequestError",
+    "NotFoundError",
+    "ResourceExhaustedError",
+    "ServingError",
+    "StartupError",
+    "UnavailableError",
+    "UnsupportedError",
+    "quoted",
+    "status_message",
+]
+
+_MESSAGE_LIMIT = 1800
+"""Bytes of a status's text, as percent-encoded in the trailer."""
+
+_DETAILS_LIMIT = 3000
+"""Bytes of a status's details; base64 makes four thirds of them."""
+
+_ELLIPSIS = " [...]"
+
+_NAME_LIMIT = 80
+"""Characters that are repeated of a name that the client made up."""
+
+
+class StartupError(SlipwayError):
+    """The server cannot start, or cannot go on.
+
+    Attributes:
+      exit_code: 2 where the command line or the repository must change, else 1.
+    """
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One thing that is wrong with a request.
+
+    Attributes:
+      field: where, as a path in the request: `inputs[x].shape[0]`.
+      description: a sentence that says what it was and what is allowed.
+      reason: a word for programs, such as `RANK`; empty where the description says it all.
+    """
+
+    field: str
+    description: str
+    reason: str = ""
+
+
+class ServingError(SlipwayError):
+    """A request that gets no result.
+
+    Attributes:
+      status: the gRPC status code.
+      violations: what is wrong with the request, one entry for each field at fault.
+    """
+
+    status: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+    def __init__(self, message: str, violations: Sequence[FieldViolation] = ()) -> None:
+        super().__init__(message)
+        self.violations = tuple(violations)
+
+
+class InvalidRequestError(ServingError):
+    """The caller must change the request."""
+
+    status = grpc.StatusCode.INVALID_ARGUMENT
+
+    @classmethod
+    def of(cls, subject: str, violations: Sequence[FieldViolation]) -> InvalidRequestError:
+        """Returns the error whose text lists all of the `violations` of a request to `subject`."""
+        return cls(_listed(subject, [item.description for item in violations]), violations)
+
+
+class ContractError(InvalidRequestError):
+    """The request's shapes, dtypes or names break the program's contract."""
+
+    @classmethod
+    def from_violation(cls, subject: str, error: ContractViolation) -> ContractError:
+        """Returns the error that answers `error`, raised for a request to `subject`."""
+        violations = [
+            FieldViolation(item.field, item.description, item.code.upper())
+            for item in error.violations
+        ]
+        return cls(_listed(subject, [item.description for item in violations]), violations)
+
+
+class NotFoundError(ServingError):
+    """There is no such model or version."""
+
+    status = grpc.StatusCode.NOT_FOUND
+
+
+class UnsupportedError(ServingError):
+    """The request needs a part of the protocol that this server does not have."""
+
+    status = grpc.StatusCode.UNIMPLEMENTED
+
+
+class UnavailableError(ServingError):
+    """Not now: the server or the model is loading or draining."""
+
+    status = grpc.StatusCode.UNAVAILABLE
+
+
+class ResourceExhaustedError(ServingError):
+    """The request or its result is too large for the device or for the protocol."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class CancelledError(ServingError):
+    """The client has gone, and nobody reads the answer."""
+
+    status = grpc.StatusCode.CANCELLED
+
+
+class InternalError(ServingError):
+    """The model or the server failed; the log has the cause, and the client does not."""
+
+
+class DeviceError(InternalError):
+    """The device failed in a way that only a new process heals."""
+
+
+def quoted(name: str) -> str:
+    """Returns a client's `name` for a message: in quotes, printable, and not too long."""
+    if len(name) > _NAME_LIMIT:
+        name = name[:_NAME_LIMIT] + "..."
+    return repr(name)
+
+
+def status_message(error: ServingError) -> status_pb2.Status:
+    """Returns `error` as a `google.rpc.Status`, with `BadRequest` details if it has violations."""
+    text = _cut(str(error), _MESSAGE_LIMIT)
+    status = status_pb2.Status(code=error.status.value[0], message=text)
+    bad_request = error_details_pb2.BadRequest()
+    size = 0
+    for item in error.violations:
+        entry = error_details_pb2.BadRequest.FieldViolation(
+            field=_cut(item.field, 200),
+            description=_cut(item.description, 600),
+            reason=item.reason,
+        )
+        size += entry.ByteSize()
+        if size > _DETAILS_LIMIT - len(text.encode()):
+            break
+        bad_request.field_violations.append(entry)
+    if bad_request.field_violations:
+        details = any_pb2.Any()
+        details.Pack(bad_request)
+        status.details.append(details)
+    return status
+
+
+def _listed(subject: str, descriptions: Sequence[str]) -> str:
+    if len(descriptions) == 1:
+        return f"{subject} refused the request: {descriptions[0]}"
+    lines = "".join(f"\n- {description}" for description in descriptions)
+    return f"{subject} refused the request for {len(descriptions)} reasons:{lines}"
+
+
+def _cut(text: str, limit: int) -> str:
+    """Returns as much of `text` as takes `limit` bytes in a trailer."""
+    kept = size = 0
+    for index, character in enumerate(text):
+        plain = " " <= character <= "~" and character != "%"
+        size += 1 if plain else 3 * len(character.encode(errors="replace"))
+        if size <= limit - len(_ELLIPSIS):
+            kept = index + 1
+        elif size > limit:
+            return text[:kept] + _ELLIPSIS
+    return text

@@ -1,0 +1,94 @@
+"""One loaded method on one device."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+
+from slipway.program import Method
+from slipway.serving.errors import (
+    CancelledError,
+    DeviceError,
+    InternalError,
+    InvalidRequestError,
+    ResourceExhaustedError,
+    ServingError,
+)
+
+__all__ = ["Instance"]
+
+_LOGGER = logging.getLogger(__name__)
+
+_LOOKUP = re.compile(
+    r"index out of range in self|index -?\d+ is out of bounds for dimension \d+ with size \d+"
+)
+"""What torch says on the host of an index that is a caller's value."""
+
+
+class Instance:
+    """Runs one method of a program, one call at a time.
+
+    Attributes:
+      subject: the model and version, for messages.
+      device: where the program's weights lie.
+    """
+
+    def __init__(self, subject: str, method: Method, device: torch.device) -> None:
+        self.subject = subject
+        self.device = device
+        self._method = method
+        self._lock = threading.Lock()
+
+    def run(
+        self, tensors: Sequence[torch.Tensor], is_wanted: Callable[[], bool] = lambda: True
+    ) -> list[torch.Tensor]:
+        """Returns the method's tensor outputs for `tensors`, on the host.
+
+        Args:
+          tensors: the tensor inputs in the contract's order, on the host, found legal by the
+            contract.
+          is_wanted: asked when the call's turn has come; a call that nobody waits for is not run.
+
+        Raises:
+          CancelledError: `is_wanted` said no.
+          InvalidRequestError: the model cannot take these values.
+          ResourceExhaustedError: the device's memory does not suffice.
+          DeviceError: the device failed, and will fail from now on.
+          InternalError: the model failed.
+        """
+        with self._lock:
+            if not is_wanted():
+                raise CancelledError(f"{self.subject}: the client has gone")
+            try:
+                with torch.inference_mode():
+                    placed = [tensor.to(self.device) for tensor in tensors]
+                    return [tensor.to("cpu") for tensor in self._method.run(placed)]
+            except (MemoryError, RuntimeError, IndexError, ValueError) as error:
+                raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> ServingError:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
+            error
+        ):
+            return ResourceExhaustedError(
+                f"{self.subject} needs more memory for this request than {self.device} has left: "
+                "send fewer or smaller inputs"
+            )
+        lookup = _LOOKUP.search(str(error))
+        if lookup is not None:
+            # The contract is about shapes; this is about values, and only the model sees those.
+            return InvalidRequestError(
+                f"{self.subject} refused the request: a value of an input selects an element that "
+                f"does not exist, such as a token outside the vocabulary ({lookup[0]})"
+            )
+        if isinstance(error, torch.AcceleratorError):
+            _LOGGER.critical("%s: %s failed", self.subject, self.device, exc_info=error)
+            return DeviceError(
+                f"{self.subject} failed: {self.device} is in error, and the server stops"
+            )
+        _LOGGER.error("%s failed while running", self.subject, exc_info=error)
+        return InternalError(f"{self.subject} failed while running; the server's log has the cause")

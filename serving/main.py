@@ -1,0 +1,166 @@
+"""The command line of the server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from slipway.serving.errors import StartupError
+
+__all__ = ["main"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT, and returns the process's exit code.
+
+    0: stopped when asked to, with every request answered. 1: it failed. 2: the command line, or the
+    repository that it names, must change.
+    """
+    options = _parse(arguments)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=options.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        return _serve(options)
+    except StartupError as error:
+        print(f"slipway: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _serve(options: argparse.Namespace) -> int:
+    stop = _stop_event()
+    failed = threading.Event()
+
+    # These import torch, which takes longer than to refuse a wrong flag.
+    from slipway.serving.devices import resolve_device
+    from slipway.serving.repository import Repository
+    from slipway.serving.server import InferenceServer
+
+    def on_device_failure() -> None:
+        failed.set()
+        stop.set()
+
+    device = resolve_device(options.device)
+    repository = Repository(_absolute(options.repository))
+    server = InferenceServer(
+        repository, workers=options.workers, on_device_failure=on_device_failure
+    )
+    address = server.start(options.host, options.port)
+    count = server.load(device, stop.is_set)
+    if count:
+        print(f"slipway: serving {count} programs at {address}", flush=True)
+        stop.wait()
+    elif not stop.is_set():
+        server.drain(0)
+        raise StartupError(
+            "no program of the repository could be loaded; the reasons are above", exit_code=1
+        )
+    _LOGGER.info("draining for at most %g seconds", options.grace_seconds)
+    if not server.drain(options.grace_seconds):
+        _LOGGER.error("requests were still running after %g seconds", options.grace_seconds)
+        logging.shutdown()
+        # A normal exit would wait for them.
+        os._exit(1)
+    return 1 if failed.is_set() else 0
+
+
+def _stop_event() -> threading.Event:
+    """Returns an event that SIGTERM and SIGINT set; a second signal ends the process at once.
+
+    Call it before there are other threads.
+    """
+    # Python runs signal handlers in its main thread, but a signal that another thread is given does
+    # not wake a main thread that waits. So all threads block signals, and one takes them.
+    numbers = {signal.SIGTERM, signal.SIGINT}
+    for number in numbers:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    stop = threading.Event()
+
+    def take() -> None:
+        signal.sigwait(numbers)
+        stop.set()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+        threading.Event().wait()  # the thread that the second signal is given to
+
+    threading.Thread(target=take, name="signals", daemon=True).start()
+    return stop
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="server", description="Serves programs over the Open Inference Protocol (gRPC)."
+    )
+    parser.add_argument(
+        "--repository",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a directory with MODEL/VERSION/program.pb below it",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="where to listen (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", default=8001, type=_port, help="0 for any that is free (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda:N, or auto (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers",
+        default=8,
+        type=_workers,
+        metavar="N",
+        help="threads that decode and encode requests (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grace-seconds",
+        default=30.0,
+        type=_seconds,
+        metavar="S",
+        help="how long requests may take to finish after SIGTERM (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--log-level",
+        default="info",
+        choices=["debug", "info", "warning", "error"],
+        help="of what goes to stderr (default: %(default)s)",
+    )
+    return parser.parse_args(arguments)
+
+
+def _absolute(directory: Path) -> Path:
+    # `bazel run` changes the directory and says here where the user was.
+    return Path(os.environ.get("BUILD_WORKING_DIRECTORY", "")).joinpath(directory).absolute()
+
+
+def _port(text: str) -> int:
+    return _bounded(text, int(text), 0, 65535)
+
+
+def _workers(text: str) -> int:
+    return _bounded(text, int(text), 1, 1024)
+
+
+def _bounded(text: str, value: int, minimum: int, maximum: int) -> int:
+    if not minimum <= value <= maximum:
+        raise argparse.ArgumentTypeError(f"{text} is not in {minimum}..{maximum}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0..86400")
+    return value

@@ -1,0 +1,83 @@
+"""torch_server: a server and its programs as one runnable target."""
+
+load("//serving:providers.bzl", "TorchModelRepositoryInfo")
+load(":torch_model_repository.bzl", "torch_model_repository")
+
+_MAIN = '''"""Starts {label}. torch_server wrote this file."""
+
+import sys
+
+from slipway.serving.bundle import run
+
+if __name__ == "__main__":
+    sys.exit(run({program}, {flags}))
+'''
+
+def _server_main_impl(ctx):
+    ctx.actions.write(
+        output = ctx.outputs.main,
+        # A list of strings in JSON is one in Python too.
+        content = _MAIN.format(
+            label = ctx.label.name,
+            program = json.encode(ctx.attr.repository[TorchModelRepositoryInfo].rlocation_path),
+            flags = json.encode(ctx.attr.flags),
+        ),
+    )
+
+_server_main = rule(
+    implementation = _server_main_impl,
+    attrs = {
+        "flags": attr.string_list(),
+        "main": attr.output(mandatory = True),
+        "repository": attr.label(mandatory = True, providers = [TorchModelRepositoryInfo]),
+    },
+)
+
+def torch_server(*, name, programs, device = "cpu", flags = [], **kwargs):
+    """A server of `programs`: `bazel run` it, or ship it with its runfiles.
+
+    Flags on the command line come after those given here, and win: `bazel run :NAME -- --port=0`.
+
+    Example:
+
+        torch_server(
+            name = "server",
+            programs = {"//examples/mlp": "mlp/1"},
+            flags = ["--port=9001"],
+        )
+
+    Args:
+      name: of the py_binary. `NAME.repository` is the torch_model_repository.
+      programs: from the label of each program to its place MODEL/VERSION, the version an integer
+        from 1. A client asks for MODEL, and gets the highest version unless it names another.
+      device: `cpu`, `cuda:N` or `auto`.
+      flags: of the server; `bazel run //serving:server -- --help` lists them.
+      **kwargs: as for `py_binary`.
+    """
+    common = {
+        attribute: kwargs[attribute]
+        for attribute in ["tags", "testonly", "visibility"]
+        if attribute in kwargs
+    }
+    repository = name + ".repository"
+    torch_model_repository(
+        name = repository,
+        programs = programs,
+        **common
+    )
+    main = name + "_main.py"
+    _server_main(
+        name = name + ".main",
+        flags = ["--device=" + device] + flags,
+        main = main,
+        repository = ":" + repository,
+        **common
+    )
+    native.py_binary(
+        name = name,
+        srcs = [main],
+        main = main,
+        data = kwargs.pop("data", []) + [":" + repository],
+        deps = kwargs.pop("deps", []) + [Label("//serving")],
+        **kwargs
+    )

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from slipway.serving.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    StartupError,
+    UnavailableError,
+)
+from slipway.serving.repository import Repository, State
+from slipway.tests.serving.programs import write_affine
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository with versions 2 and 10 of `good`, and models that are broken in every way."""
+    write_affine(tmp_path / "good" / "2")
+    write_affine(tmp_path / "good" / "10")
+    write_affine(tmp_path / "good" / "11")
+    program = tmp_path / "good" / "11" / "program.pb"
+    program.write_bytes(program.read_bytes()[:-1])
+    (tmp_path / "empty_version" / "1").mkdir(parents=True)
+    (tmp_path / "no_version" / "v1").mkdir(parents=True)
+    (tmp_path / "zero" / "0").mkdir(parents=True)
+    (tmp_path / "bad name" / "1").mkdir(parents=True)
+    (tmp_path / ".hidden" / "1").mkdir(parents=True)
+    (tmp_path / "README").write_text("not a model")
+    return tmp_path
+
+
+def test_a_directory_that_does_not_exist_is_exit_code_2(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"cannot read .*missing: No such file") as caught:
+        Repository(tmp_path / "missing")
+    assert caught.value.exit_code == 2
+
+
+def test_a_directory_without_models_is_exit_code_2(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"has no model: expected MODEL/VERSION/program.pb"):
+        Repository(tmp_path)
+
+
+def test_before_loading_every_version_is_loading(root: Path) -> None:
+    repository = Repository(root)
+    with pytest.raises(UnavailableError, match="'good' is not at ready state: it is loading"):
+        repository.find("good", "")
+    assert not repository.is_ready()
+
+
+def test_the_default_is_the_highest_version_that_is_ready(root: Path) -> None:
+    repository = Repository(root)
+    repository.load(CPU)
+    assert repository.ready_versions("good") == [2, 10]
+    assert repository.find("good", "").version == 10
+    assert repository.find("good", "2").version == 2
+
+
+def test_a_broken_version_stops_no_other_and_keeps_its_reason(root: Path) -> None:
+    repository = Repository(root)
+    repository.load(CPU)
+    states = {(item.name, item.version): item for item in repository.index()}
+    assert {key: item.state for key, item in states.items()} == {
+        ("bad name", 0): State.UNAVAILABLE,
+        ("empty_version", 1): State.UNAVAILABLE,
+        ("good", 2): State.READY,
+        ("good", 10): State.READY,
+        ("good", 11): State.UNAVAILABLE,
+        ("no_version", 0): State.UNAVAILABLE,
+        ("zero", 0): State.UNAVAILABLE,
+    }
+    assert "good/11" in states["good", 11].reason
+    assert "expected no_version/1/program.pb" in states["no_version", 0].reason
+    assert "letters, digits" in states["bad name", 0].reason
+    assert not any(str(root) in item.reason for item in states.values())
+    assert not repository.is_ready()
+    assert repository.ready_count == 2
+    with pytest.raises(UnavailableError, match="version 11 is not at ready state: it could not"):
+        repository.find("good", "11")
+
+
+def test_unknown_models_and_versions_are_not_found(root: Path) -> None:
+    repository = Repository(root)
+    repository.load(CPU)
+    with pytest.raises(NotFoundError, match=r"unknown model: 'nope' is not found; the models are"):
+        repository.find("nope", "")
+    with pytest.raises(NotFoundError, match=r"'good' version 99 is not found; .* ready: 2, 10"):
+        repository.find("good", "99")
+    with pytest.raises(NotFoundError):
+        repository.find("../good", "")
+    with pytest.raises(InvalidRequestError, match="Model name cannot be empty"):
+        repository.find("", "")
+
+
+@pytest.mark.parametrize("version", ["x", "0", "-1", "1.0", "01", "9" * 30, "٣"])
+def test_versions_are_positive_integers(root: Path, version: str) -> None:
+    with pytest.raises(InvalidRequestError, match="version should be an integral value > 0"):
+        Repository(root).find("good", version)
+
+
+def test_loading_stops_when_asked(root: Path) -> None:
+    repository = Repository(root)
+    repository.load(CPU, lambda: True)
+    assert repository.ready_count == 0

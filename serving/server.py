@@ -1,0 +1,147 @@
+"""The server: a port, the services on it, and their life from loading to draining."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import torch
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.errors import StartupError
+from slipway.serving.health import Health
+from slipway.serving.inference import MAX_MESSAGE_SIZE
+from slipway.serving.repository import Repository
+from slipway.serving.rpc import generic_handler
+from slipway.serving.service import InferenceService, Phase
+
+__all__ = ["InferenceServer"]
+
+_CONTROL_THREADS = 4
+"""Threads for everything but ModelInfer: health and metadata never wait behind inference."""
+
+_SERVICE = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
+
+class InferenceServer:
+    """Serves a repository over gRPC.
+
+    In order: `start` takes the port, and requests are answered UNAVAILABLE; `load` loads the models
+    and makes it ready; `drain` stops it.
+    """
+
+    def __init__(
+        self, repository: Repository, *, workers: int, on_device_failure: Callable[[], None]
+    ) -> None:
+        """Makes a server that does not listen yet.
+
+        Args:
+          repository: the models to serve.
+          workers: threads for ModelInfer; this many requests are decoded and encoded at a time.
+          on_device_failure: called, from a worker, when a device fails for good.
+        """
+        self._repository = repository
+        self._health = Health()
+        for name in repository.names:
+            self._health.report(name, False)
+        self._service = InferenceService(repository, on_device_failure)
+        self._inference_pool = ThreadPoolExecutor(workers, thread_name_prefix="infer")
+        self._server = grpc.server(
+            ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control"),
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE),
+                ("grpc.max_send_message_length", MAX_MESSAGE_SIZE),
+                # Two servers on one port would share its connections in silence.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self._server.add_generic_rpc_handlers(
+            [
+                generic_handler(
+                    _SERVICE,
+                    self._service.implementations,
+                    {"ModelInfer": self._inference_pool},
+                )
+            ]
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        _add_reflection(self._server)
+
+    def start(self, host: str, port: int) -> str:
+        """Listens, and returns the address as HOST:PORT.
+
+        Args:
+          host: a name or address of this machine.
+          port: 0 for any that is free.
+
+        Raises:
+          StartupError: the address cannot be had.
+        """
+        bracketed = f"[{host}]" if ":" in host else host
+        try:
+            bound = self._server.add_insecure_port(f"{bracketed}:{port}")
+        except RuntimeError as error:
+            raise StartupError(
+                f"cannot listen on {bracketed}:{port}: {_why_not(host, port)}", exit_code=1
+            ) from error
+        self._server.start()
+        return f"{bracketed}:{bound}"
+
+    def load(self, device: torch.device, is_stopping: Callable[[], bool]) -> int:
+        """Loads the models, opens for requests, and returns how many versions take them.
+
+        Args:
+          device: where the models run.
+          is_stopping: asked before each version; the rest is not loaded when it says yes.
+        """
+        self._repository.load(device, is_stopping)
+        self._service.phase = Phase.SERVING
+        for name in self._repository.names:
+            self._health.report(name, bool(self._repository.ready_versions(name)))
+        self._health.report("", self._service.is_ready())
+        return self._repository.ready_count
+
+    def drain(self, grace: float) -> bool:
+        """Stops, and returns whether every request that had arrived was answered.
+
+        New requests are refused at once, and those that run or wait have `grace` seconds.
+        """
+        self._service.phase = Phase.DRAINING
+        self._health.close()
+        deadline = time.monotonic() + grace
+        self._server.stop(grace).wait()
+        # A request that was cut off may still compute, and its thread would keep the process alive.
+        idle = threading.Thread(target=self._inference_pool.shutdown, daemon=True)
+        idle.start()
+        idle.join(max(deadline - time.monotonic(), 0.1))
+        return not idle.is_alive()
+
+
+def _add_reflection(server: grpc.Server) -> None:
+    # Reflection reads one pool, and the protocol lives in a pool of its own.
+    pool = DescriptorPool()
+    files = (protocol.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+    for file in files:
+        pool.AddSerializedFile(file.serialized_pb)
+    names = [service.full_name for file in files for service in file.services_by_name.values()]
+    reflection.enable_server_reflection(names, server, pool=pool)
+
+
+def _why_not(host: str, port: int) -> str:
+    """Returns why the address cannot be had, which gRPC does not say."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        return error.strerror or os.strerror(error.errno or 0)
+    return "gRPC could not bind to it"

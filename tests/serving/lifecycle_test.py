@@ -1,0 +1,159 @@
+"""Starting and stopping: exit codes, messages, and requests that are under way."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc import InferenceServerClient
+
+from slipway.tests.serving.programs import write_affine
+from slipway.tests.serving.requests import infer_request, zeros
+from slipway.tests.serving.server_process import (
+    ServerProcess,
+    server_command,
+    server_environment,
+)
+
+
+def run_server(*flags: str) -> subprocess.CompletedProcess[str]:
+    """Returns how a server ended that could not start."""
+    return subprocess.run(
+        server_command(*flags),
+        env=server_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_requests_finish_and_exits_with_0(
+    repository: Path, number: signal.Signals
+) -> None:
+    with ServerProcess(repository) as server, grpc.insecure_channel(server.address) as channel:
+        slow = infer_request("power", x=zeros("FP32", [1024, 1024]))
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=type(slow).SerializeToString,
+        )
+        calls = [infer.future(slow) for _ in range(3)]
+        # Once one is answered the others have arrived: they were sent while it ran.
+        next(item for item in calls if item.result())
+        server.process.send_signal(number)
+        assert all(item.result() for item in calls)
+        assert server.process.wait(timeout=60) == 0
+        assert server.process.stdout is not None
+        assert server.process.stdout.read() == ""
+
+
+def test_a_watch_sees_the_server_drain_and_does_not_hold_it_up(repository: Path) -> None:
+    with ServerProcess(repository) as server, grpc.insecure_channel(server.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        server.process.terminate()
+        # The end of the watch may overtake the last status.
+        with pytest.raises(grpc.RpcError) as caught:
+            for response in watch:
+                assert response.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert caught.value.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+        assert server.process.wait(timeout=15) == 0
+
+
+def test_requests_that_outlast_the_grace_period_are_cut_off(repository: Path) -> None:
+    with (
+        ServerProcess(repository, ["--grace-seconds=0"]) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        slow = infer_request("power", x=zeros("FP32", [2048, 2048]))
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=type(slow).SerializeToString,
+        )
+        calls = [infer.future(slow) for _ in range(3)]
+        next(item for item in calls if item.result())
+        server.process.terminate()
+        failed = [item for item in calls if item.exception() is not None]
+        assert failed
+        assert server.process.wait(timeout=60) in (0, 1)
+
+
+def test_a_port_that_is_taken_is_exit_code_1(repository: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run_server(f"--repository={repository}", f"--port={port}")
+    assert result.returncode == 1
+    assert f"slipway: error: cannot listen on 127.0.0.1:{port}: Address already in use" in (
+        result.stderr
+    )
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_repository_that_does_not_exist_is_exit_code_2(tmp_path: Path) -> None:
+    result = run_server(f"--repository={tmp_path / 'missing'}", "--port=0")
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"slipway: error: cannot read the model repository {tmp_path / 'missing'}: "
+        "No such file or directory\n"
+    )
+
+
+def test_a_repository_without_a_program_that_loads_is_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    result = run_server(f"--repository={tmp_path}", "--port=0")
+    assert result.returncode == 1
+    assert "model 'm' version 1 is unavailable" in result.stderr
+    assert "slipway: error: no program of the repository could be loaded" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_device_that_is_not_there_is_exit_code_2(repository: Path) -> None:
+    result = run_server(f"--repository={repository}", "--port=0", "--device=cuda:99")
+    assert result.returncode == 2
+    assert "slipway: error: --device is cuda:99, but" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--port=65536", "--port=x", "--workers=0", "--grace-seconds=-1", "--log-level=loud"],
+)
+def test_flags_out_of_range_are_exit_code_2(repository: Path, flag: str) -> None:
+    result = run_server(f"--repository={repository}", flag)
+    assert result.returncode == 2
+    assert flag.partition("=")[0] in result.stderr
+
+
+def test_a_model_without_a_ready_version_makes_the_server_not_ready(tmp_path: Path) -> None:
+    write_affine(tmp_path / "good" / "1")
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    with ServerProcess(tmp_path) as server:
+        assert server.ready_line.startswith("slipway: serving 1 programs at ")
+        with InferenceServerClient(server.address) as client:
+            assert client.is_server_live()
+            assert not client.is_server_ready()
+            assert client.is_model_ready("good")
+        assert server.stop() == 0
+
+
+def test_a_relative_repository_is_seen_from_where_bazel_run_was_called(tmp_path: Path) -> None:
+    write_affine(tmp_path / "models" / "affine" / "1")
+    result = subprocess.Popen(
+        server_command("--repository=models", "--port=0"),
+        env={**server_environment(), "BUILD_WORKING_DIRECTORY": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with result:
+        assert result.stdout is not None
+        assert result.stdout.readline().startswith("slipway: serving 1 programs at ")
+        result.terminate()
+        assert result.wait(timeout=60) == 0

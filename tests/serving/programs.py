@@ -1,0 +1,145 @@
+"""Programs for tests of the server, written node by node: no capture, so they are made in no time.
+
+affine    x FP32 (batch, 4)                                 -> y FP32 (batch, 3)
+lookup    tokens INT64 (batch, seq), mask BOOL (batch, seq) -> embedded FP32 (batch, seq, 2),
+                                                               kept BOOL (batch, seq)
+echo      an input of every datatype, each of its own length -> the same values, by name
+power     x FP32 (n, n)                                     -> y FP32 (), slowly
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from slipway.program import Contract, InputSpec, OutputSpec, Program, Symbol, TensorSpec
+from slipway.program.expressions import Constant, SymbolReference
+from slipway.program.graph_codec import OperatorTable, graph_to_proto
+from slipway.program.scalar_types import ScalarType
+from slipway.program.trees import Kind, Tree
+from slipway.proto import program_pb2 as pb
+from slipway.serving.datatypes import DATATYPES
+
+AFFINE_WEIGHT = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+LOOKUP_TABLE = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+
+Build = Callable[[fx.Graph, list[fx.Node]], Sequence[fx.Node]]
+"""Adds nodes to a graph, given those of the weights and inputs, and returns the outputs."""
+
+_LEAF = Tree(Kind.LEAF)
+
+
+def write_affine(directory: Path, *, scale: float = 1.0) -> None:
+    """Writes `affine`: batch is 1..8, and y = x @ (scale * AFFINE_WEIGHT).T."""
+    batch = SymbolReference(0, "batch")
+
+    def build(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
+        weight, x = nodes
+        return [graph.call_function(torch.ops.aten.linear.default, (x, weight))]
+
+    contract = _contract(
+        [Symbol("batch", 1, 8)],
+        {"x": TensorSpec(ScalarType.FLOAT32, (batch, Constant(4)))},
+        {"y": TensorSpec(ScalarType.FLOAT32, (batch, Constant(3)))},
+        batch_symbol=0,
+    )
+    _write(directory, contract, build, {"weight": AFFINE_WEIGHT * scale})
+
+
+def write_lookup(directory: Path) -> None:
+    """Writes `lookup`: batch is 0..4 and seq 1..16; tokens are 0..2."""
+    sizes = (SymbolReference(0, "batch"), SymbolReference(1, "seq"))
+
+    def build(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
+        table, tokens, mask = nodes
+        embedded = graph.call_function(torch.ops.aten.embedding.default, (table, tokens))
+        kept = graph.call_function(torch.ops.aten.logical_not.default, (mask,))
+        return [embedded, kept]
+
+    contract = _contract(
+        [Symbol("batch", 0, 4), Symbol("seq", 1, 16)],
+        {
+            "tokens": TensorSpec(ScalarType.INT64, sizes),
+            "mask": TensorSpec(ScalarType.BOOL, sizes),
+        },
+        {
+            "embedded": TensorSpec(ScalarType.FLOAT32, (*sizes, Constant(2))),
+            "kept": TensorSpec(ScalarType.BOOL, sizes),
+        },
+        batch_symbol=0,
+    )
+    _write(directory, contract, build, {"table": LOOKUP_TABLE})
+
+
+def write_echo(directory: Path) -> None:
+    """Writes `echo`: an input named `fp32` gives an output named `fp32_out`, and so on."""
+
+    def build(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
+        return [graph.call_function(torch.ops.aten.clone.default, (node,)) for node in nodes]
+
+    symbols, specs = [], {}
+    for index, (name, datatype) in enumerate(DATATYPES.items()):
+        symbols.append(Symbol(f"{name.lower()}_length", 0, None))
+        shape = (SymbolReference(index, symbols[-1].name),)
+        specs[name.lower()] = TensorSpec(datatype.scalar_type, shape)
+    outputs = {f"{name}_out": spec for name, spec in specs.items()}
+    _write(directory, _contract(symbols, specs, outputs), build, {})
+
+
+def write_power(directory: Path) -> None:
+    """Writes `power`: y is the sum of x ** 2**20; at n = 1024 it takes some tenths of a second."""
+    n = SymbolReference(0, "n")
+
+    def build(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
+        (value,) = nodes
+        for _ in range(20):
+            value = graph.call_function(torch.ops.aten.mm.default, (value, value))
+        return [graph.call_function(torch.ops.aten.sum.default, (value,))]
+
+    inputs = {"x": TensorSpec(ScalarType.FLOAT32, (n, n))}
+    outputs = {"y": TensorSpec(ScalarType.FLOAT32, ())}
+    _write(directory, _contract([Symbol("n", 1, 4096)], inputs, outputs), build, {})
+
+
+def _contract(
+    symbols: Sequence[Symbol],
+    inputs: Mapping[str, TensorSpec],
+    outputs: Mapping[str, TensorSpec],
+    batch_symbol: int | None = None,
+) -> Contract:
+    arguments = Tree(Kind.TUPLE, (_LEAF,) * len(inputs))
+    return Contract(
+        method="forward",
+        symbols=tuple(symbols),
+        inputs=tuple(InputSpec(name, spec) for name, spec in inputs.items()),
+        input_tree=Tree(Kind.TUPLE, (arguments, Tree(Kind.DICT))),
+        parameters=tuple(inputs),
+        outputs=tuple(OutputSpec(name, spec) for name, spec in outputs.items()),
+        output_tree=Tree(Kind.TUPLE, (_LEAF,) * len(outputs)),
+        batch_symbol=batch_symbol,
+    )
+
+
+def _write(
+    directory: Path, contract: Contract, build: Build, weights: Mapping[str, torch.Tensor]
+) -> None:
+    graph = fx.Graph()
+    inputs: dict[str, pb.GraphInput] = {}
+    nodes = []
+    for index, name in enumerate(weights):
+        nodes.append(graph.placeholder(f"weight_{name}"))
+        inputs[nodes[-1].name] = pb.GraphInput(weight=index)
+    for index, name in enumerate(contract.tensor_inputs):
+        nodes.append(graph.placeholder(f"input_{name}"))
+        inputs[nodes[-1].name] = pb.GraphInput(input=index)
+    outputs = list(build(graph, nodes))
+    graph.output(tuple(outputs))
+    operators = OperatorTable.of_graphs([graph])
+    graphs = pb.ProgramGraph(
+        operators=operators.to_proto(),
+        methods=[graph_to_proto(graph, inputs, outputs, operators)],
+    )
+    Program({"forward": contract}, graphs, weights, device=torch.device("cpu")).save(directory)
