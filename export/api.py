@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from slipway.export.dimensions import bind_example, declare
 from slipway.export.encoding import encode
 from slipway.export.errors import ExportError, ExportErrorKind
-from slipway.export.gate import check_against_eager
+from slipway.export.gate import check_against_eager, preserved_buffers
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import ExportSpec
 from slipway.export.tracing import Tracer, settle
@@ -75,9 +75,9 @@ def export_spec(spec: ExportSpec) -> Program:
     tracer = Tracer(module, spec.output_names, DEFAULT_METHOD, spec.strict)
     traced = tracer.trace(args, kwargs, declared)
     contract = settle(tracer, traced)
-    graphs, weights = encode(traced.capture.exported)
+    graphs, weights = encode(traced.capture.exported, contract)
     program = Program({DEFAULT_METHOD: contract}, graphs, weights, device=torch.device("cpu"))
-    check_against_eager(module, program.methods[DEFAULT_METHOD], traced.example)
+    check_against_eager(module, program, DEFAULT_METHOD, traced.example)
     return program
 
 
@@ -99,7 +99,7 @@ def _run_example(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[st
     """Runs the model on clones of the example, to tell a broken model from one beyond tracing."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), preserved_buffers(module):
             module(*args, **kwargs)
     except Exception as error:
         raise ExportError(

@@ -29,8 +29,14 @@ from torch.export.dynamic_shapes import Dim
 from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
-from slipway.export.dimensions import Declaration, Declared, ExampleCall, Inferred
+from slipway.export.dimensions import (
+    Declaration,
+    Declared,
+    ExampleCall,
+    Inferred,
+)
 from slipway.export.errors import ExportError, ExportErrorKind, SourceLine
+from slipway.export.flat_call import flatten_model
 from slipway.export.sources import innermost_user_line, user_line_of_exception
 
 __all__ = ["Capture", "Guard", "capture"]
@@ -60,20 +66,22 @@ class Capture:
 
 
 def capture(
-    module: torch.nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    model: torch.nn.Module,
     call: ExampleCall,
     declared: Mapping[str, Sequence[Declaration]],
     *,
     strict: bool,
 ) -> Capture:
-    """Traces a module into one graph.
+    """Traces a model into one graph, whose inputs are the model's weights and the call's tensors.
 
     Raises:
-      ExportError: the module cannot be traced.
+      ExportError: the model cannot be traced.
     """
-    shapes = {name: _torch_shapes(name, value, declared) for name, value in call.arguments.items()}
+    tensors = [(name, leaf) for name, leaf in call.leaves if isinstance(leaf, torch.Tensor)]
+    shapes = tuple(
+        {dimension: _torch_dimension(item) for dimension, item in enumerate(declared[name])}
+        for name, _ in tensors
+    )
     lines: dict[str, SourceLine | None] = {}
     try:
         with (
@@ -82,12 +90,13 @@ def capture(
             _record_guard_lines(lines),
         ):
             exported = torch.export.export(
-                module,
-                args,
-                dict(kwargs),
-                dynamic_shapes=call.by_parameter(shapes),
+                flatten_model(model, call, strict=strict),
+                tuple(tensor for _, tensor in tensors),
+                dynamic_shapes=shapes,
                 strict=strict,
             )
+    except ExportError:
+        raise
     except Exception as error:
         raise _translate(error) from error
     _simplify(exported.graph)
@@ -116,21 +125,6 @@ def _simplify(graph: torch.fx.Graph) -> None:
 
 def _takes_everything(start: Any = None, end: Any = None, step: Any = 1) -> bool:
     return start in (None, 0) and end in (None, sys.maxsize) and step == 1
-
-
-def _torch_shapes(name: str, value: Any, declared: Mapping[str, Sequence[Declaration]]) -> Any:
-    if isinstance(value, torch.Tensor):
-        return {
-            dimension: _torch_dimension(declaration)
-            for dimension, declaration in enumerate(declared[name])
-        }
-    if isinstance(value, Mapping):
-        return {
-            step: _torch_shapes(f"{name}.{step}", part, declared) for step, part in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_torch_shapes(f"{name}.{step}", part, declared) for step, part in enumerate(value)]
-    return None
 
 
 def _torch_dimension(declaration: Declaration) -> Any:

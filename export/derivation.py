@@ -8,10 +8,10 @@ from typing import Any
 
 import sympy
 import torch
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
-from torch.utils import _pytree as pytree
+from torch.export.graph_signature import InputKind, OutputKind
 
 from slipway.export.capture import Capture, Guard
+from slipway.export.containers import tree_of
 from slipway.export.dimensions import Declaration, ExampleCall
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.narrowing import Verdict, examine, narrowing_error
@@ -26,7 +26,7 @@ from slipway.program.contract import (
     UnboundSymbolError,
 )
 from slipway.program.expressions import Constant, SymbolReference
-from slipway.program.trees import Kind, Tree
+from slipway.program.trees import Tree
 
 __all__ = ["Derivation", "derive"]
 
@@ -67,20 +67,29 @@ def derive(
       ExportError: the graph relies on something that no contract can say.
     """
     exported = capture.exported
-    input_tree = _tree(exported.call_spec.in_spec, "the example arguments")
-    output_tree = _tree(exported.call_spec.out_spec, "the output")
-    names = [_input_name(path, call.parameters) for path in input_tree.leaf_paths()]
-    leaves = _user_inputs(capture)
+    output_tree = tree_of(exported.call_spec.out_spec, "the output")
+    names = [name for name, _ in call.leaves]
+    if len(set(names)) != len(names):
+        raise ExportError(
+            ExportErrorKind.INVALID_SPEC,
+            f"two of the inputs have one name: {', '.join(names)}",
+            "use other keys in the dicts of the example",
+        )
+    symbolic = iter(_symbolic_tensors(capture))
+    leaves = {
+        name: next(symbolic) if isinstance(leaf, torch.Tensor) else leaf
+        for name, leaf in call.leaves
+    }
     table = SymbolTable(capture)
-    for name, leaf in zip(names, leaves, strict=True):
+    for name, leaf in leaves.items():
         if isinstance(leaf, torch.Tensor):
             table.declare(name, leaf, declared[name])
     table.infer_all()
     inputs = tuple(
         InputSpec(name, tensor=table.tensor_spec(leaf, name))
         if isinstance(leaf, torch.Tensor)
-        else InputSpec(name, constant=leaf)
-        for name, leaf in zip(names, leaves, strict=True)
+        else InputSpec(name, constant=_plain_value(name, leaf))
+        for name, leaf in leaves.items()
     )
     outputs = _outputs(capture, output_tree, output_names, table)
     relations = dict(_relations(capture.guards, table))
@@ -89,7 +98,7 @@ def derive(
             method=method,
             symbols=tuple(table.symbols),
             inputs=inputs,
-            input_tree=input_tree,
+            input_tree=call.tree,
             parameters=call.parameters,
             outputs=outputs,
             output_tree=output_tree,
@@ -105,52 +114,23 @@ def derive(
     return Derivation(_with_batch_symbol(contract), table, narrowings)
 
 
-def _tree(spec: pytree.TreeSpec, what: str) -> Tree:
-    if spec.is_leaf():
-        return Tree(Kind.LEAF)
-    kinds = {tuple: Kind.TUPLE, list: Kind.LIST, dict: Kind.DICT}
-    kind = kinds.get(spec.type)
-    if kind is None:
-        raise ExportError(
-            ExportErrorKind.INVALID_SPEC,
-            f"{what} has a {spec.type.__name__} in it, which a program cannot hold yet",
-            "use tuples, lists and dicts",
-        )
-    keys = tuple(spec.context) if kind is Kind.DICT else ()
-    if not all(isinstance(key, str | int) for key in keys):
-        raise ExportError(
-            ExportErrorKind.INVALID_SPEC,
-            f"{what} has a dict with the keys {keys!r}",
-            "use strings or integers as keys",
-        )
-    return Tree(kind, tuple(_tree(child, what) for child in spec.children()), keys)
-
-
-def _input_name(path: tuple[str | int, ...], parameters: Sequence[str]) -> str:
-    position, name, *rest = path
-    if position == 0:
-        name = parameters[int(name)]
-    return ".".join(map(str, (name, *rest)))
-
-
-def _user_inputs(capture: Capture) -> list[torch.Tensor | PythonValue]:
-    """Returns the leaves of the input tree: tensors of symbolic shape, or Python values."""
+def _symbolic_tensors(capture: Capture) -> Iterator[torch.Tensor]:
+    """Yields the call's tensors with the symbolic shapes that they were traced with."""
     placeholders = {node.name: node for node in capture.exported.graph.nodes}
-    leaves: list[torch.Tensor | PythonValue] = []
     for spec in capture.exported.graph_signature.input_specs:
-        if spec.kind is not InputKind.USER_INPUT:
-            continue
-        if isinstance(spec.arg, TensorArgument):
-            leaves.append(placeholders[spec.arg.name].meta["val"])
-        elif isinstance(spec.arg, ConstantArgument):
-            leaves.append(spec.arg.value)
-        else:
-            raise ExportError(
-                ExportErrorKind.INVALID_SPEC,
-                f"the argument '{spec.arg.name}' is neither a tensor nor a plain value",
-                "pass tensors, or values of the types None, bool, int, float and str",
-            )
-    return leaves
+        if spec.kind is InputKind.USER_INPUT:
+            yield placeholders[spec.arg.name].meta["val"]
+
+
+def _plain_value(name: str, value: Any) -> PythonValue:
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    raise ExportError(
+        ExportErrorKind.INVALID_SPEC,
+        f"the argument '{name}' is a {type(value).__name__}",
+        "pass tensors, containers of them (a dataclass must be registered with "
+        "torch.export.register_dataclass), or None, bool, int, float and str",
+    )
 
 
 def _outputs(
@@ -159,11 +139,11 @@ def _outputs(
     paths = list(tree.leaf_paths())
     if names is None:
         names = [_output_name(path) for path in paths]
-    elif len(names) != len(paths) or len(set(names)) != len(names):
+    if len(names) != len(paths) or len(set(names)) != len(names) or not all(names):
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
-            f"output_names are {list(names)}; the model has {len(paths)} outputs",
-            "give each output a name of its own",
+            f"the output names are {list(names)}; the model has {len(paths)} outputs",
+            "give each output a name of its own in output_names",
         )
     (output,) = (node for node in capture.exported.graph.nodes if node.op == "output")
     values = output.args[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch.export.dynamic_shapes import Dim, _DerivedDim, _DimHint, _DimHintType, _StaticDim
+from torch.utils import _pytree as pytree
 
+from slipway.export.containers import tree_of
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.program.contract import Symbol
+from slipway.program.trees import Kind, Tree
 
 __all__ = [
     "Declaration",
@@ -65,29 +69,42 @@ class ExampleCall:
 
     Attributes:
       parameters: the names of the positional arguments.
-      arguments: every argument by name; those that go into `*args` are called args_0, args_1, …
-      bound: the arguments by parameter, as torch.export combines them.
+        Those that go into `*args` are called args_0, args_1, …
+      args, kwargs: the arguments.
       variadic: the names of the parameters that collect several arguments.
     """
 
     parameters: tuple[str, ...]
-    arguments: Mapping[str, Any]
-    bound: Mapping[str, Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
     variadic: frozenset[str]
 
-    def by_parameter(self, by_name: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns values given for each argument in the structure that `bound` has."""
-        combined: dict[str, Any] = {}
-        for parameter, value in self.bound.items():
-            if parameter not in self.variadic:
-                combined[parameter] = by_name.get(parameter)
-            elif isinstance(value, tuple):
-                combined[parameter] = tuple(
-                    by_name.get(f"{parameter}_{index}") for index in range(len(value))
-                )
-            else:
-                combined[parameter] = {name: by_name.get(name) for name in value}
-        return combined
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Returns every argument by name."""
+        return {**dict(zip(self.parameters, self.args, strict=True)), **self.kwargs}
+
+    @property
+    def tree(self) -> Tree:
+        """Returns how the call is put together: positional and keyword arguments."""
+        return tree_of(
+            pytree.tree_structure((self.args, dict(self.kwargs))), "the example arguments"
+        )
+
+    @property
+    def leaves(self) -> list[tuple[str, Any]]:
+        """Returns the leaves of all arguments, with their names: `inputs.0.mask`."""
+        values = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [
+            (self._leaf_name(path), value)
+            for path, value in zip(self.tree.leaf_paths(), values, strict=True)
+        ]
+
+    def _leaf_name(self, path: tuple[str | int, ...]) -> str:
+        place, name, *rest = path
+        if place == 0:
+            name = self.parameters[int(name)]
+        return ".".join(map(str, (name, *rest)))
 
     def by_name(self, shapes: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any]:
         """Returns what dynamic_shapes gives each argument, the variadic ones taken apart.
@@ -121,6 +138,9 @@ class ExampleCall:
         return result
 
 
+_WRAP = "wrap it in a function: def model(x): return …"
+
+
 def bind_example(
     f: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> ExampleCall:
@@ -129,9 +149,12 @@ def bind_example(
     Raises:
       ExportError: the function does not take these arguments.
     """
-    signature = inspect.signature(f)
     try:
-        bound = signature.bind(*args, **kwargs)
+        signature = inspect.signature(f)
+    except ValueError:
+        _invalid("the model is a built-in function, which names no parameters", _WRAP)
+    try:
+        signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
@@ -149,8 +172,8 @@ def bind_example(
     names += [f"{variadic[0]}_{index}" for index in range(len(args) - len(names))]
     return ExampleCall(
         parameters=tuple(names),
-        arguments={**dict(zip(names, args, strict=True)), **kwargs},
-        bound=bound.arguments,
+        args=tuple(args),
+        kwargs=dict(kwargs),
         variadic=frozenset(variadic),
     )
 
@@ -168,10 +191,24 @@ def declare(
       ExportError: it does not fit the arguments, or the example contradicts it.
     """
     by_name = call.by_name(dynamic_shapes)
+    positional, keyword = call.tree.children
+    shapes = [
+        given
+        for name, tree in zip(
+            call.arguments, (*positional.children, *keyword.children), strict=True
+        )
+        for given in _shapes_at(tree, by_name.get(name), name)
+    ]
     declared: dict[str, tuple[Declaration, ...]] = {}
-    for name, value in call.arguments.items():
-        _walk(name, value, by_name.get(name), declared)
-    _check_example(call.arguments, declared)
+    for (name, leaf), given in zip(call.leaves, shapes, strict=True):
+        if isinstance(leaf, torch.Tensor):
+            declared[name] = _dimensions(name, leaf, given)
+        elif given is not None:
+            _invalid(
+                f"dynamic_shapes gives '{name}' dimensions, but it is a {type(leaf).__name__}",
+                "give None for what is no tensor",
+            )
+    _check_example(call, declared)
     return declared
 
 
@@ -183,27 +220,25 @@ def _invalid(reason: str, advice: str) -> NoReturn:
     raise ExportError(ExportErrorKind.INVALID_SPEC, reason, advice)
 
 
-def _walk(name: str, value: Any, shapes: Any, declared: dict[str, tuple[Declaration, ...]]) -> None:
-    if isinstance(value, torch.Tensor):
-        declared[name] = _dimensions(name, value, shapes)
-    elif isinstance(value, Mapping | list | tuple):
-        parts: Mapping[Any, Any] = value if isinstance(value, Mapping) else dict(enumerate(value))
-        if isinstance(shapes, list | tuple):
-            shapes = dict(enumerate(shapes))
-        if shapes is not None and (
-            not isinstance(shapes, Mapping) or not set(shapes) <= set(parts)
-        ):
-            _invalid(
-                f"dynamic_shapes for '{name}' is not put together as the argument is",
-                "nest it as the argument is nested, None for whatever is static",
-            )
-        for step, part in parts.items():
-            _walk(f"{name}.{step}", part, (shapes or {}).get(step), declared)
-    elif shapes is not None:
+def _shapes_at(tree: Tree, shapes: Any, name: str) -> list[Any]:
+    """Returns what dynamic_shapes gives for each leaf of an argument, None for nothing."""
+    if tree.kind is Kind.LEAF:
+        return [shapes]
+    steps = tree.keys or tuple(range(len(tree.children)))
+    if dataclasses.is_dataclass(shapes) and not isinstance(shapes, type):
+        shapes = {field.name: getattr(shapes, field.name) for field in dataclasses.fields(shapes)}
+    elif isinstance(shapes, list | tuple) and len(shapes) == len(steps):
+        shapes = dict(zip(steps, shapes, strict=True))
+    if shapes is not None and not (isinstance(shapes, Mapping) and set(shapes) <= set(steps)):
         _invalid(
-            f"dynamic_shapes gives '{name}' dimensions, but it is a {type(value).__name__}",
-            "give None for what is no tensor",
+            f"dynamic_shapes for '{name}' is not put together as the argument is",
+            "nest it as the argument is nested, None for whatever is static",
         )
+    return [
+        inner
+        for step, child in zip(steps, tree.children, strict=True)
+        for inner in _shapes_at(child, (shapes or {}).get(step), f"{name}.{step}")
+    ]
 
 
 def _dimensions(name: str, tensor: torch.Tensor, shapes: Any) -> tuple[Declaration, ...]:
@@ -266,15 +301,13 @@ def _declaration(name: str, dimension: int, given: Any, size: int) -> Declaratio
             )
 
 
-def _check_example(
-    arguments: Mapping[str, Any], declared: Mapping[str, tuple[Declaration, ...]]
-) -> None:
+def _check_example(call: ExampleCall, declared: Mapping[str, tuple[Declaration, ...]]) -> None:
     """Checks that the example is a legal call by what the user declared."""
-    shapes = dict(_shapes(arguments))
+    tensors = dict(call.leaves)
     seen: dict[str, tuple[Symbol, int, str]] = {}
     for name, dimensions in declared.items():
         for dimension, declaration in enumerate(dimensions):
-            size = shapes[name][dimension]
+            size = tensors[name].shape[dimension]
             where = f"'{name}' dimension {dimension}"
             if isinstance(declaration, Inferred):
                 symbol = Symbol(where, declaration.minimum, declaration.maximum)
@@ -310,14 +343,3 @@ def _check_example(
                     f"{where}",
                     "make the example's sizes agree, or use two Dims",
                 )
-
-
-def _shapes(arguments: Mapping[str, Any], prefix: str = "") -> Any:
-    for step, value in arguments.items():
-        name = f"{prefix}{step}"
-        if isinstance(value, torch.Tensor):
-            yield name, value.shape
-        elif isinstance(value, Mapping):
-            yield from _shapes(value, f"{name}.")
-        elif isinstance(value, list | tuple):
-            yield from _shapes({str(step): part for step, part in enumerate(value)}, f"{name}.")

@@ -6,18 +6,28 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
 from slipway.export.errors import ExportError, ExportErrorKind
+from slipway.export.flat_call import MODEL_PREFIX
+from slipway.export.mutation import mutated_inputs
 from slipway.export.sources import user_line_of_node
+from slipway.program.contract import Contract
 from slipway.program.graph_codec import GraphEncodingError, OperatorTable, graph_to_proto
+from slipway.program.weights import storage_problem
 from slipway.proto import program_pb2 as pb
 
 __all__ = ["encode"]
 
 
-def encode(exported: ExportedProgram) -> tuple[pb.ProgramGraph, dict[str, torch.Tensor]]:
+def encode(
+    exported: ExportedProgram, contract: Contract
+) -> tuple[pb.ProgramGraph, dict[str, torch.Tensor]]:
     """Returns the graph's message and the weights that it uses, sorted by name.
+
+    Args:
+      exported: its inputs are the weights and the tensors of the contract's inputs.
+      contract: of the graph.
 
     Raises:
       ExportError: the graph has something in it that a program cannot hold.
@@ -29,16 +39,15 @@ def encode(exported: ExportedProgram) -> tuple[pb.ProgramGraph, dict[str, torch.
     canonical: dict[tuple[object, ...], str] = {}
     weights: dict[str, torch.Tensor] = {}
     inputs: dict[str, pb.GraphInput] = {}
-    leaf = 0
+    tensors = (place for place, spec in enumerate(contract.inputs) if spec.tensor is not None)
     for spec in signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
-            if not isinstance(spec.arg, ConstantArgument):
-                inputs[spec.arg.name] = pb.GraphInput(input=leaf)
-            leaf += 1
+            inputs[spec.arg.name] = pb.GraphInput(input=next(tensors))
         elif placeholders[spec.arg.name].users:
             assert spec.target is not None
             tensor = _weight(exported, spec.target)
-            name = canonical.setdefault(_storage_key(tensor), spec.target)
+            own_name = spec.target.removeprefix(MODEL_PREFIX)
+            name = canonical.setdefault(_storage_key(tensor), own_name)
             weights[name] = tensor
             owners[spec.arg.name] = name
     ordered = {name: weights[name] for name in sorted(weights)}
@@ -48,6 +57,7 @@ def encode(exported: ExportedProgram) -> tuple[pb.ProgramGraph, dict[str, torch.
     try:
         operators = OperatorTable.of_graphs([graph])
         message = graph_to_proto(graph, inputs, _results(exported), operators)
+        message.mutated_inputs.extend(mutated_inputs(graph, inputs))
     except GraphEncodingError as error:
         raise ExportError(
             ExportErrorKind.UNSUPPORTED_OPERATOR,
@@ -55,6 +65,11 @@ def encode(exported: ExportedProgram) -> tuple[pb.ProgramGraph, dict[str, torch.
             "use operators of torch (aten) on tensors and sizes",
             user_line_of_node(error.node),
         ) from error
+    for place in message.mutated_inputs:
+        if message.inputs[place].WhichOneof("kind") == "weight":
+            # The model goes on to change its own; the program starts from what it was.
+            name = list(ordered)[message.inputs[place].weight]
+            ordered[name] = ordered[name].clone()
     return pb.ProgramGraph(operators=operators.to_proto(), methods=[message]), ordered
 
 
@@ -65,6 +80,12 @@ def _weight(exported: ExportedProgram, target: str) -> torch.Tensor:
             ExportErrorKind.INVALID_SPEC,
             f"the model holds '{target}', a {type(value).__name__}",
             "keep tensors, as parameters or buffers, and plain values only",
+        )
+    if problem := storage_problem(value):
+        raise ExportError(
+            ExportErrorKind.INVALID_SPEC,
+            f"the model's '{target}' is {problem}",
+            "convert it in the model's constructor",
         )
     return value.detach()
 

@@ -3,27 +3,30 @@
 Cases are the example, the corners of the contract and points between them. On each, the model runs
 eagerly and the program, as read back from its protobuf form, runs on the same inputs; results are
 compared with torch.testing's tolerances for their dtype (1.3e-6 relative and 1e-5 absolute for
-float32). Shapes just outside the ranges must be refused.
+float32). Outputs must also have the shapes that the contract promises.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.resizing import resized_leaves
 from slipway.export.sources import user_line_of_exception
 from slipway.program.contract import Contract, Symbol
 from slipway.program.errors import ContractViolation
-from slipway.program.program import Method
+from slipway.program.program import Program
 from slipway.program.trees import Tree
 
-__all__ = ["check_against_eager"]
+__all__ = ["assert_same", "check_against_eager", "preserved_buffers"]
 
 _MAXIMUM_ELEMENTS = 1 << 20
 """A case with more input elements than this is left out, so that a build does not wait for it."""
@@ -35,20 +38,21 @@ _UNBOUNDED = 97
 
 
 def check_against_eager(
-    model: Callable[..., Any], method: Method, example: Sequence[object]
+    model: torch.nn.Module, program: Program, name: str, example: Sequence[object]
 ) -> None:
-    """Compares a method with the model that it was made from.
+    """Compares a method of a program with the model that it was made from.
 
     Args:
-      model: the module or function.
-      method: the method, made from its protobuf form.
+      model: the module; its buffers are left as they were.
+      program: made from its protobuf form; its state is left as it was.
+      name: the method's.
       example: the leaves of the example call, in the order of `contract.inputs`.
 
     Raises:
-      ExportError: they differ, or the program refuses a legal call or accepts an illegal one.
+      ExportError: they differ, or the program refuses a legal call.
     """
-    contract = method.contract
-    _compare(model, method, list(example), "on the example")
+    contract = program.methods[name].contract
+    _compare(model, program, name, list(example), "on the example")
     for binding in itertools.islice(_bindings(contract), _MAXIMUM_CASES):
         leaves = resized_leaves(contract, binding, example, _MAXIMUM_ELEMENTS)
         if leaves is not None:
@@ -56,44 +60,124 @@ def check_against_eager(
                 f"{symbol.name} = {value}"
                 for symbol, value in zip(contract.symbols, binding, strict=True)
             )
-            _compare(model, method, leaves, f"for {where}")
+            _compare(model, program, name, leaves, f"for {where}")
 
 
-def _compare(model: Callable[..., Any], method: Method, leaves: list[object], where: str) -> None:
-    args, kwargs = _call(method.contract.input_tree, leaves)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            torch.manual_seed(0)
-            expected = model(*args, **kwargs)
-        except Exception as error:
-            raise ExportError(
-                ExportErrorKind.INVALID_SPEC,
-                f"the model itself fails {where}, which is declared legal: "
-                f"{type(error).__name__}: {error}",
-                "declare only shapes that the model can take, or mend the model",
-                user_line_of_exception(error),
-            ) from error
-        args, kwargs = _call(method.contract.input_tree, leaves)
-        torch.manual_seed(0)
-        try:
-            actual = method(*args, **kwargs)
-        except ContractViolation as error:
-            raise ExportError(
-                ExportErrorKind.DIFFERS_FROM_EAGER,
-                f"the program refuses {where}, which is declared legal: {error}",
-                "this is a defect of Slipway; please report it with the model",
-            ) from error
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a call left behind: its result, its arguments, and the state that it changed."""
+
+    result: Any
+    arguments: Any
+    state: Mapping[str, torch.Tensor]
+
+
+def _compare(
+    model: torch.nn.Module, program: Program, name: str, leaves: list[object], where: str
+) -> None:
+    tree = program.methods[name].contract.input_tree
     try:
-        torch.testing.assert_close(actual, expected, equal_nan=True)
-    except AssertionError as error:
-        training = isinstance(model, torch.nn.Module) and model.training
+        expected = _run_model(model, _call(tree, leaves), program.state)
+    except Exception as error:
+        raise ExportError(
+            ExportErrorKind.INVALID_SPEC,
+            f"the model itself fails {where}, which is declared legal: "
+            f"{type(error).__name__}: {error}",
+            "declare only shapes that the model can take, or mend the model",
+            user_line_of_exception(error),
+        ) from error
+    try:
+        actual = _run_program(program, name, _call(tree, leaves))
+    except ContractViolation as error:
         raise ExportError(
             ExportErrorKind.DIFFERS_FROM_EAGER,
-            f"the program and the model differ {where}: {' '.join(str(error).split())}",
-            "the model is in training mode: call .eval() on it"
-            if training
-            else "remove whatever is random, depends on time or state, or on the example's sizes",
+            f"the program refuses {where}, which is declared legal: {error}",
+            "this is a defect of Slipway; please report it with the model",
         ) from error
+    for what, one, other in (
+        ("give different results", actual.result, expected.result),
+        ("change their arguments differently", actual.arguments, expected.arguments),
+        ("change their buffers differently", actual.state, expected.state),
+    ):
+        try:
+            assert_same(one, other)
+        except AssertionError as error:
+            raise ExportError(
+                ExportErrorKind.DIFFERS_FROM_EAGER,
+                f"the program and the model {what} {where}: {' '.join(str(error).split())}",
+                "the model is in training mode: call .eval() on it"
+                if model.training
+                else "remove whatever is random, depends on time or state, or on the example's "
+                "sizes",
+            ) from error
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Raises AssertionError unless two results have the same structure and values.
+
+    Tensors must agree in dtype and shape, and within torch.testing's tolerances for the dtype.
+    """
+    ours, our_tree = pytree.tree_flatten(actual)
+    theirs, their_tree = pytree.tree_flatten(expected)
+    assert len(ours) == len(theirs), f"there are {len(ours)} values instead of {len(theirs)}"
+    assert str(our_tree) == str(their_tree) or our_tree == their_tree, (
+        f"results are nested as {our_tree} instead of {their_tree}"
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert type(one) is type(other) or isinstance(one, torch.Tensor), (
+            f"{one!r} is not {other!r}"
+        )
+        if isinstance(other, torch.Tensor):
+            torch.testing.assert_close(one, other.detach(), equal_nan=True)
+        else:
+            assert one == other or (one != one and other != other), f"{one!r} is not {other!r}"
+
+
+def _run_model(
+    model: torch.nn.Module,
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+    state: Mapping[str, torch.Tensor],
+) -> _Outcome:
+    args, kwargs = call
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), preserved_buffers(model):
+        torch.manual_seed(0)
+        result = pytree.tree_map_only(torch.Tensor, torch.clone, model(*args, **kwargs))
+        now = dict(model.named_buffers(remove_duplicate=False))
+        now |= dict(model.named_parameters(remove_duplicate=False))
+        changed = {name: now[name].detach().clone() for name in state if name in now}
+    return _Outcome(result, call, changed)
+
+
+def _run_program(
+    program: Program, name: str, call: tuple[tuple[Any, ...], dict[str, Any]]
+) -> _Outcome:
+    args, kwargs = call
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            result = program.methods[name](*args, **kwargs)
+            result = pytree.tree_map_only(torch.Tensor, torch.clone, result)
+            changed = {key: tensor.clone() for key, tensor in program.state.items()}
+        finally:
+            program.reset()
+    return _Outcome(result, call, changed)
+
+
+@contextlib.contextmanager
+def preserved_buffers(model: torch.nn.Module) -> Iterator[None]:
+    """Puts a model's buffers back to what they were, in value and identity."""
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in kept:
+            buffer.copy_(value)
+            module._buffers[name] = buffer
 
 
 def _call(tree: Tree, leaves: Sequence[object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -105,12 +189,14 @@ def _call(tree: Tree, leaves: Sequence[object]) -> tuple[tuple[Any, ...], dict[s
 
 
 def _bindings(contract: Contract) -> Iterator[tuple[int, ...]]:
-    """Yields legal values of the symbols: all lowest, all highest, and some between."""
+    """Yields legal values of the symbols: the lowest, 1, the highest, and some between."""
     if not contract.symbols:
         return
     source = random.Random(0)
     candidates = itertools.chain(
         [tuple(symbol.minimum for symbol in contract.symbols)],
+        # 1 is the size that models and torch itself treat apart.
+        [tuple(max(symbol.minimum, 1) for symbol in contract.symbols)],
         [tuple(_highest(symbol) for symbol in contract.symbols)],
         (
             tuple(source.randint(item.minimum, _highest(item)) for item in contract.symbols)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 import re
 import sys
 import sysconfig
@@ -17,9 +18,9 @@ from slipway.export.errors import SourceLine
 
 __all__ = ["innermost_user_line", "user_line_of_exception", "user_line_of_node"]
 
-_TORCH = str(Path(torch.__file__).parent)
-_STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
-_OURS = tuple(str(Path(__file__).parent.parent / room) for room in ("export", "program"))
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
+_OURS = tuple(str(Path(__file__).parent.parent / room) + os.sep for room in ("export", "program"))
 _TESTS = "_test.py"
 
 _FRAME = re.compile(r'\s*File "([^"]+)", line (\d+)')

@@ -33,7 +33,7 @@ class SymbolTable:
     symbols: list[Symbol] = field(default_factory=list)
     meaning: dict[sympy.Symbol, sympy.Basic] = field(default_factory=dict)
     inferred: set[sympy.Symbol] = field(default_factory=set)
-    _pending: list[tuple[str, sympy.Symbol, Inferred]] = field(default_factory=list)
+    _pending: list[tuple[str, int, sympy.Symbol, Inferred]] = field(default_factory=list)
 
     @property
     def index(self) -> dict[sympy.Symbol, int]:
@@ -45,7 +45,7 @@ class SymbolTable:
             raw = expression_of(size)
             if isinstance(declaration, Declared):
                 if not isinstance(raw, sympy.Symbol):
-                    raise self._specialized(f"'{name}' dimension {dimension}", declaration, raw)
+                    raise self._specialized(f"'{name}' dimension {dimension}", None, raw)
                 if declaration.symbol not in self.symbols:
                     self.symbols.append(declaration.symbol)
                 symbol = _sympy_symbol(declaration.symbol.name)
@@ -55,17 +55,17 @@ class SymbolTable:
                 if isinstance(root, sympy.Symbol):
                     self.meaning.setdefault(root, value)
             elif isinstance(declaration, Inferred) and isinstance(raw, sympy.Symbol):
-                self._pending.append((f"{name}_{dimension}", raw, declaration))
+                self._pending.append((name, dimension, raw, declaration))
 
     def infer_all(self) -> None:
         """Names the symbols that tracing found, and expresses the other inferred sizes by them."""
-        for name, raw, declaration in self._pending:
+        for name, dimension, raw, declaration in self._pending:
             root = self._root(raw)
             if isinstance(root, sympy.Integer) and declaration.required:
-                raise self._specialized(f"'{name}'", declaration, root)
+                raise self._specialized(f"'{name}' dimension {dimension}", raw, root)
             if isinstance(root, sympy.Symbol) and root not in self.meaning:
-                self._add_inferred(name, root, declaration)
-        for _, raw, _ in self._pending:
+                self._add_inferred(f"{name}_{dimension}", root, declaration)
+        for _, _, raw, _ in self._pending:
             self.meaning.setdefault(raw, self._root(raw).xreplace(self.meaning))
 
     def _add_inferred(self, name: str, root: sympy.Symbol, declaration: Inferred) -> None:
@@ -73,7 +73,7 @@ class SymbolTable:
         unique = name.replace(".", "_")
         while unique in taken:
             unique += "_"
-        hints = [other for _, raw, other in self._pending if self._root(raw) == root]
+        hints = [other for _, _, raw, other in self._pending if self._root(raw) == root]
         lowest = max([declaration.minimum, *(hint.minimum for hint in hints)])
         highest = [hint.maximum for hint in hints if hint.maximum is not None]
         assert self.capture.shape_env is not None
@@ -90,9 +90,13 @@ class SymbolTable:
         assert self.capture.shape_env is not None
         return self.capture.shape_env.replace(raw)
 
-    def _specialized(self, where: str, declaration: Declaration, value: sympy.Basic) -> ExportError:
-        equalities = (item for item in self.capture.guards if isinstance(item.condition, sympy.Eq))
-        source = next((item.source for item in equalities), None)
+    def _specialized(self, where: str, raw: sympy.Symbol | None, value: sympy.Basic) -> ExportError:
+        equalities = (
+            guard.source
+            for guard in self.capture.guards
+            if isinstance(guard.condition, sympy.Eq) and raw in guard.condition.free_symbols
+        )
+        source = next(equalities, None)
         return ExportError(
             ExportErrorKind.CONSTRAINT_VIOLATION,
             f"{where} is declared dynamic, but the model works only for the size {value}",

@@ -28,7 +28,6 @@ from slipway.program.expressions import (
     linear_form,
     symbols_of,
 )
-from slipway.program.program import flatten_call
 from slipway.program.torch_types import from_torch
 
 __all__ = ["Traced", "Tracer", "settle"]
@@ -68,10 +67,9 @@ class Tracer:
     ) -> Traced:
         """Returns the graph and the contract for an example. Raises: ExportError."""
         call = bind_example(self.module.forward, args, kwargs)
-        captured = capture(self.module, args, kwargs, call, declared, strict=self.strict)
+        captured = capture(self.module, call, declared, strict=self.strict)
         derivation = derive(captured, call, declared, self.output_names, self.method)
-        example = flatten_call(derivation.contract, args, kwargs)
-        return Traced(captured, derivation, declared, example)
+        return Traced(captured, derivation, declared, [leaf for _, leaf in call.leaves])
 
 
 def settle(tracer: Tracer, traced: Traced) -> Contract:

@@ -32,7 +32,7 @@ from slipway.program.expressions import (
     Unknown,
 )
 from slipway.program.scalar_types import ScalarType
-from slipway.program.trees import Key, Kind, Tree
+from slipway.program.trees import Key, Kind, Tree, container_type
 from slipway.proto import program_pb2 as pb
 
 __all__ = [
@@ -56,6 +56,8 @@ _KINDS = {
     Kind.TUPLE: pb.Tree.TUPLE,
     Kind.LIST: pb.Tree.LIST,
     Kind.DICT: pb.Tree.DICT,
+    Kind.NAMED_TUPLE: pb.Tree.NAMED_TUPLE,
+    Kind.RECORD: pb.Tree.RECORD,
 }
 _KIND_NAMES = {value: kind for kind, value in _KINDS.items()}
 
@@ -288,17 +290,24 @@ def _expression_from_proto(message: pb.Expression, symbols: Sequence[Symbol]) ->
             items = getattr(message, kind).operands
             if len(items) < 2:
                 raise CorruptProgramError(f"an expression's {kind} has fewer than two operands")
-            return _NARY[kind](tuple(_expression_from_proto(item, symbols) for item in items))
+            return _NARY[kind](tuple(_operand_from_proto(item, symbols) for item in items))
         case "floor_divide" | "modulo":
             pair = getattr(message, kind)
             return _BINARY[kind](
-                _expression_from_proto(pair.left, symbols),
-                _expression_from_proto(pair.right, symbols),
+                _operand_from_proto(pair.left, symbols),
+                _operand_from_proto(pair.right, symbols),
             )
         case "unknown":
             return Unknown()
         case _:
             raise CorruptProgramError("an expression is of an unknown kind")
+
+
+def _operand_from_proto(message: pb.Expression, symbols: Sequence[Symbol]) -> Expression:
+    expression = _expression_from_proto(message, symbols)
+    if isinstance(expression, Unknown):
+        raise CorruptProgramError("an expression computes with a size without a value")
+    return expression
 
 
 def _condition_to_proto(condition: Condition) -> pb.Condition:
@@ -332,13 +341,15 @@ def _condition_from_proto(message: pb.Condition, symbols: Sequence[Symbol]) -> C
             comparison = message.comparison
             if comparison.operator not in _OPERATOR_NAMES:
                 raise CorruptProgramError("a relation compares with an unknown operator")
-            left = _expression_from_proto(comparison.left, symbols)
-            right = _expression_from_proto(comparison.right, symbols)
-            if isinstance(left, Unknown) or isinstance(right, Unknown):
-                raise CorruptProgramError("a relation is about a size without a value")
-            return Comparison(_OPERATOR_NAMES[comparison.operator], left, right)
+            return Comparison(
+                _OPERATOR_NAMES[comparison.operator],
+                _operand_from_proto(comparison.left, symbols),
+                _operand_from_proto(comparison.right, symbols),
+            )
         case "all" | "any":
             items = getattr(message, kind).conditions
+            if not items:
+                raise CorruptProgramError("a relation combines no conditions")
             return several[kind](tuple(_condition_from_proto(item, symbols) for item in items))
         case "negation":
             return Negation(_condition_from_proto(message.negation, symbols))
@@ -351,6 +362,7 @@ def _tree_to_proto(tree: Tree) -> pb.Tree:
         kind=_KINDS[tree.kind],
         children=[_tree_to_proto(child) for child in tree.children],
         keys=[_constant_to_proto(key) for key in tree.keys],
+        type_name=tree.type_name,
     )
 
 
@@ -365,7 +377,15 @@ def _tree_from_proto(message: pb.Tree) -> Tree:
             raise CorruptProgramError("a tree has a key that is neither a string nor an integer")
         keys.append(key)
     children = tuple(_tree_from_proto(child) for child in message.children)
-    wanted = len(children) if kind is Kind.DICT else 0
+    keyed = kind in (Kind.DICT, Kind.NAMED_TUPLE, Kind.RECORD)
+    wanted = len(children) if keyed else 0
     if len(keys) != wanted or len(set(keys)) != len(keys) or (kind is Kind.LEAF and children):
         raise CorruptProgramError("a tree's keys and children do not go together")
-    return Tree(kind, children, tuple(keys))
+    if kind in (Kind.NAMED_TUPLE, Kind.RECORD):
+        try:
+            container_type(kind, message.type_name, tuple(keys))
+        except ValueError as error:
+            raise CorruptProgramError(
+                f"a tree has a {kind.value} with bad names: {error}"
+            ) from None
+    return Tree(kind, children, tuple(keys), message.type_name)

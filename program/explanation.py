@@ -40,9 +40,13 @@ class _Explanation:
         self._check_names()
         measured = self._check_tensors()
         binders = find_binders(self.contract)
-        for binder in binders:
-            if binder.input in measured:
-                self._bind(binder, self.inputs[binder.input][1][binder.dimension])
+        known = [binder for binder in binders if binder.input in measured]
+        # All are bound before any is complained of: the nearest legal value depends on the others.
+        for binder in known:
+            self._bind(binder)
+        for binder in known:
+            if binder.symbol in self.refused:
+                self._refuse(binder)
         for name in measured:
             self._check_sizes(name, binders)
         self._check_relations(binders)
@@ -129,15 +133,24 @@ class _Explanation:
                     )
         return measured
 
-    def _bind(self, binder: Binder, size: int) -> None:
+    def _bind(self, binder: Binder) -> None:
         symbol = self.contract.symbols[binder.symbol]
-        expression = self.contract.tensor_inputs[binder.input].shape[binder.dimension]
+        size = self.inputs[binder.input][1][binder.dimension]
         value, remainder = divmod(size - binder.offset, binder.factor)
         if not remainder:
             self.values[binder.symbol] = value
-            if symbol.minimum <= value and (symbol.maximum is None or value <= symbol.maximum):
-                return
-        self.refused.add(binder.symbol)
+        if (
+            remainder
+            or value < symbol.minimum
+            or (symbol.maximum is not None and value > symbol.maximum)
+        ):
+            self.refused.add(binder.symbol)
+
+    def _refuse(self, binder: Binder) -> None:
+        symbol = self.contract.symbols[binder.symbol]
+        expression = self.contract.tensor_inputs[binder.input].shape[binder.dimension]
+        size = self.inputs[binder.input][1][binder.dimension]
+        value, remainder = divmod(size - binder.offset, binder.factor)
         nearest = [
             binder.factor * candidate + binder.offset
             for candidate in self._nearest(binder.symbol, value, bool(remainder))
@@ -166,26 +179,29 @@ class _Explanation:
     def _check_sizes(self, name: str, binders: Sequence[Binder]) -> None:
         shape = self.inputs[name][1]
         for dimension, size in enumerate(self.contract.tensor_inputs[name].shape):
-            references = list(symbols_of(size))
-            if not references or any(item.index not in self.values for item in references):
+            references = sorted({(item.index, item.name) for item in symbols_of(size)})
+            indices = [index for index, _ in references]
+            if isinstance(size, Constant) or any(index not in self.values for index in indices):
                 continue
             expected = self._evaluate(size)
-            if expected is None or shape[dimension] == expected:
+            if shape[dimension] == expected:
                 continue
-            reasons = ", ".join(
-                f"{symbol} = {self.values[index]} by input '{binders[index].input}' "
-                f"dimension {binders[index].dimension}"
-                for index, symbol in sorted({(item.index, item.name) for item in references})
-            )
+            allowed = "none, for it divides by zero" if expected is None else str(expected)
+            if references:
+                allowed += ", since " + ", ".join(
+                    f"{symbol} = {self.values[index]} by input '{binders[index].input}' "
+                    f"dimension {binders[index].dimension}"
+                    for index, symbol in references
+                )
             self._add(
                 "size",
                 f"input '{name}' dimension {dimension} ({size})",
                 str(shape[dimension]),
-                f"{expected}, since {reasons}",
+                allowed,
                 input=name,
                 dimension=dimension,
-                symbol=references[0].name,
-                nearest=str(expected),
+                symbol=references[0][1] if references else None,
+                nearest=None if expected is None or not self._legal(indices) else str(expected),
             )
 
     def _check_relations(self, binders: Sequence[Binder]) -> None:
@@ -274,6 +290,13 @@ class _Explanation:
                 return False
 
         return legal
+
+    def _legal(self, indices: Sequence[int]) -> bool:
+        """Returns whether nothing is wrong with the values that the call gives these symbols."""
+        return all(
+            index not in self.refused and self._legality(index)(self.values[index])
+            for index in indices
+        )
 
     def _evaluate(self, size: Expression) -> int | None:
         values = [self.values.get(index, 0) for index in range(len(self.contract.symbols))]

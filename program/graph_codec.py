@@ -6,7 +6,9 @@ in `operators`, and the names in the graph that is made of it are our own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import keyword
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +54,7 @@ class OperatorTable:
           GraphEncodingError: programs may not call one of them.
         """
         names = []
-        for graph in graphs:
+        for graph in itertools.chain.from_iterable(map(_with_subgraphs, graphs)):
             for node in graph.nodes:
                 if node.op == "call_function":
                     try:
@@ -90,32 +92,66 @@ def graph_to_proto(
     """
     message = pb.Graph()
     numbers: dict[fx.Node, int] = {}
+    subgraphs: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "placeholder" and node.name in inputs:
             numbers[node] = len(numbers)
             message.inputs.append(inputs[node.name])
+
+    def encode(value: Any, node: fx.Node) -> pb.Argument:
+        return _argument_to_proto(value, node, numbers, subgraphs)
+
     for node in graph.nodes:
         if node.op == "call_function":
             encoded = message.nodes.add(operator=operators.index(node.target))
-            for argument in node.args:
-                encoded.arguments.append(_argument_to_proto(argument, node, numbers))
+            encoded.arguments.extend(encode(argument, node) for argument in node.args)
             for name in sorted(node.kwargs):
-                encoded.keyword_arguments.add(
-                    name=name, value=_argument_to_proto(node.kwargs[name], node, numbers)
-                )
+                encoded.keyword_arguments.add(name=name, value=encode(node.kwargs[name], node))
             numbers[node] = len(numbers)
+        elif node.op == "get_attr":
+            if node.target not in subgraphs:
+                subgraphs[node.target] = len(subgraphs)
+                message.subgraphs.append(_subgraph_to_proto(_subgraph(node), operators))
         elif node.op == "output":
-            for value in outputs:
-                message.outputs.append(_argument_to_proto(value, node, numbers))
+            message.outputs.extend(encode(value, node) for value in outputs)
         elif node.op != "placeholder":
             raise GraphEncodingError(node, f"a program cannot have a {node.op} node")
     return message
 
 
-def _argument_to_proto(value: Any, node: fx.Node, numbers: Mapping[fx.Node, int]) -> pb.Argument:
+def _with_subgraphs(graph: fx.Graph) -> Iterator[fx.Graph]:
+    yield graph
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            yield from _with_subgraphs(_subgraph(node))
+
+
+def _subgraph(node: fx.Node) -> fx.Graph:
+    module = getattr(node.graph.owning_module, str(node.target), None)
+    if not isinstance(module, fx.GraphModule):
+        raise GraphEncodingError(node, f"'{node.target}' is no part of the graph")
+    return module.graph
+
+
+def _subgraph_to_proto(graph: fx.Graph, operators: OperatorTable) -> pb.Graph:
+    placeholders = [node.name for node in graph.nodes if node.op == "placeholder"]
+    inputs = {name: pb.GraphInput(operand=place) for place, name in enumerate(placeholders)}
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    result = output.args[0]
+    single = not isinstance(result, list | tuple)
+    message = graph_to_proto(graph, inputs, [result] if single else list(result), operators)
+    message.single_output = single
+    return message
+
+
+def _argument_to_proto(
+    value: Any, node: fx.Node, numbers: Mapping[fx.Node, int], subgraphs: Mapping[str, int]
+) -> pb.Argument:
     match value:
         case None:
             return pb.Argument(none=pb.Nothing())
+        case fx.Node() if value.op == "get_attr":
+            return pb.Argument(subgraph=subgraphs[str(value.target)])
         case fx.Node():
             if value not in numbers:
                 raise GraphEncodingError(node, f"it uses '{value}', which no input stands for")
@@ -142,7 +178,7 @@ def _argument_to_proto(value: Any, node: fx.Node, numbers: Mapping[fx.Node, int]
         case torch.layout() if value is torch.strided:
             return pb.Argument(layout=pb.STRIDED)
         case list() | tuple():
-            items = [_argument_to_proto(item, node, numbers) for item in value]
+            items = [_argument_to_proto(item, node, numbers, subgraphs) for item in value]
             return pb.Argument(list=pb.Argument.Arguments(arguments=items))
         case _:
             raise GraphEncodingError(
@@ -166,8 +202,23 @@ def graph_from_proto(
     """
     targets = [resolve_operator(item.name, item.schema) for item in operators]
     names = [item.name.partition("::")[2].partition(".")[0] for item in operators]
+    return _graph_module(message, targets, names, device)
+
+
+def _graph_module(
+    message: pb.Graph,
+    targets: Sequence[Callable[..., Any]],
+    names: Sequence[str],
+    device: torch.device,
+) -> fx.GraphModule:
+    root = torch.nn.Module()
     graph = fx.Graph()
-    decoder = _Decoder([], device)
+    decoder = _Decoder(device)
+    for number, subgraph in enumerate(message.subgraphs):
+        # fx looks the attribute up while it makes the node that refers to it.
+        setattr(root, f"subgraph_{number}", _graph_module(subgraph, targets, names, device))
+        graph.owning_module = root  # type: ignore[assignment]
+        decoder.subgraphs.append(graph.get_attr(f"subgraph_{number}"))
     for number in range(len(message.inputs)):
         decoder.values.append(graph.placeholder(f"input_{number}"))
     for node in message.nodes:
@@ -178,17 +229,31 @@ def graph_from_proto(
                 "call_function",
                 targets[node.operator],
                 tuple(decoder.argument(item) for item in node.arguments),
-                {item.name: decoder.argument(item.value) for item in node.keyword_arguments},
+                {
+                    _parameter_name(item.name): decoder.argument(item.value)
+                    for item in node.keyword_arguments
+                },
                 name=names[node.operator],
             )
         )
-    graph.output(tuple(decoder.argument(item) for item in message.outputs))
-    return fx.GraphModule(torch.nn.Module(), graph)
+    results = tuple(decoder.argument(item) for item in message.outputs)
+    if message.single_output and len(results) != 1:
+        raise CorruptProgramError(f"a subgraph with one output has {len(results)}")
+    graph.output(results[0] if message.single_output else results)
+    return fx.GraphModule(root, graph)
+
+
+def _parameter_name(name: str) -> str:
+    # torch.fx writes it into the Python code that it makes of a graph.
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise CorruptProgramError(f"a node has a keyword argument called {name!r}")
+    return name
 
 
 class _Decoder:
-    def __init__(self, values: list[fx.Node], device: torch.device) -> None:
-        self.values = values
+    def __init__(self, device: torch.device) -> None:
+        self.values: list[fx.Node] = []
+        self.subgraphs: list[fx.Node] = []
         self._device = device
 
     def argument(self, message: pb.Argument) -> Any:
@@ -199,6 +264,10 @@ class _Decoder:
                         f"value {message.value} is used before it is computed"
                     )
                 return self.values[message.value]
+            case "subgraph":
+                if message.subgraph >= len(self.subgraphs):
+                    raise CorruptProgramError(f"there is no subgraph {message.subgraph}")
+                return self.subgraphs[message.subgraph]
             case "none":
                 return None
             case "boolean":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import operator
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._functorch import predispatch
 
 from slipway.program.errors import OperatorMismatchError
 
@@ -51,6 +53,30 @@ _PYTHON_FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 _PYTHON_NAMES = {function: name for name, function in _PYTHON_FUNCTIONS.items()}
 
+# Operators that run subgraphs.
+_CONTROL_FLOW = frozenset(
+    {
+        "associative_scan",
+        "cond",
+        "map_impl",
+        "scan",
+        "while_loop",
+        "wrap_with_autocast",
+        "wrap_with_set_grad_enabled",
+    }
+)
+
+# What tracing leaves of torch.vmap, and of operators that are built on it.
+_VMAP = frozenset(
+    {
+        "_add_batch_dim",
+        "_remove_batch_dim",
+        "_vmap_decrement_nesting",
+        "_vmap_increment_nesting",
+        "lazy_load_decompositions",
+    }
+)
+
 
 def operator_name(target: object) -> str:
     """Returns the name of a graph node's target.
@@ -62,6 +88,11 @@ def operator_name(target: object) -> str:
         name = f"{target._schema.name}.{target._overloadname}"
         _check_allowed(name)
         return name
+    if isinstance(target, torch._ops.HigherOrderOperator) and target._name in _CONTROL_FLOW:
+        return f"control::{target._name}"
+    function = getattr(target, "__name__", "")
+    if getattr(target, "__module__", "") == predispatch.__name__ and function in _VMAP:
+        return f"vmap::{function}"
     try:
         return _PYTHON_NAMES[target]  # type: ignore[index]
     except (KeyError, TypeError):
@@ -107,6 +138,16 @@ def _check_allowed(name: str) -> tuple[str, str, str]:
 def _lookup(name: str) -> Callable[..., Any]:
     if name in _PYTHON_FUNCTIONS:
         return _PYTHON_FUNCTIONS[name]
+    namespace, _, base = name.partition("::")
+    if namespace == "control" and base in _CONTROL_FLOW:
+        # Registers them; a program without control flow need not wait for it.
+        importlib.import_module("torch._higher_order_ops")
+
+        control: Callable[..., Any] = getattr(torch.ops.higher_order, base)
+        return control
+    if namespace == "vmap" and base in _VMAP:
+        step: Callable[..., Any] = getattr(predispatch, base)
+        return step
     namespace, base, overload = _check_allowed(name)
     packet = getattr(getattr(torch.ops, namespace), base, None)
     target = getattr(packet, overload, None)
@@ -115,6 +156,10 @@ def _lookup(name: str) -> Callable[..., Any]:
             f"operator '{name}' does not exist in torch {torch.__version__}; use the torch that "
             "the program names as its producer, or export it again"
         )
+    # TorchScript has operators of its own in the same namespaces, on strings, dicts and files
+    # (aten::save); tracing never gives one.
+    if not torch._C._dispatch_has_kernel(name.removesuffix(".default")):
+        raise OperatorMismatchError(f"operator '{name}' is of TorchScript, not of torch's tensors")
     return target
 
 

@@ -26,7 +26,7 @@ from slipway.program.version import VERSION
 from slipway.program.weights import read_weights, write_weights
 from slipway.proto import program_pb2 as pb
 
-__all__ = ["DEFAULT_METHOD", "Method", "Program", "load"]
+__all__ = ["DEFAULT_METHOD", "Method", "Program", "flatten_call", "load"]
 
 DEFAULT_METHOD = "forward"
 
@@ -115,7 +115,7 @@ class Method:
     ) -> list[torch.Tensor]:
         contract = self.contract
         try:
-            leaves = _flatten_call(contract, args, kwargs)
+            leaves = flatten_call(contract, args, kwargs)
         except StructureError as error:
             raise ContractViolation(contract.method, [error.violation]) from None
         violations: list[Violation] = []
@@ -152,9 +152,14 @@ def _check_outputs(contract: Contract, graph: pb.Graph) -> None:
         )
 
 
-def _flatten_call(
-    contract: Contract, args: tuple[object, ...], kwargs: dict[str, object]
+def flatten_call(
+    contract: Contract, args: Sequence[object], kwargs: Mapping[str, object]
 ) -> list[object]:
+    """Returns the leaves of a call, one for each of `contract.inputs`.
+
+    Raises:
+      StructureError: the call has other arguments, or they are nested otherwise.
+    """
     positional, keyword = contract.input_tree.children
     if len(args) > len(contract.parameters):
         raise StructureError(
@@ -271,7 +276,10 @@ class Program:
         self._torch_version = torch_version
         self.device = device
         self.digest = digest
-        tensors = list(weights.values())
+        self._state = _mutated_weights(graphs, weights)
+        live = {**weights, **{name: tensor.clone() for name, tensor in self._state.items()}}
+        self._live = {name: live[name] for name in self._state}
+        tensors = list(live.values())
         self.methods: dict[str, Method] = {
             name: Method(contract, graph, graphs.operators, tensors, device)
             for (name, contract), graph in zip(contracts.items(), graphs.methods, strict=True)
@@ -286,8 +294,21 @@ class Program:
         """Calls the default method, `forward`. Raises: ContractViolation."""
         return self.methods[DEFAULT_METHOD](*args, **kwargs)
 
+    @property
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """Returns the weights that calls change, by name, as they are now.
+
+        They belong to this object: another one that is loaded from the same files has its own.
+        """
+        return self._live
+
+    def reset(self) -> None:
+        """Puts the weights that calls change back to what they are in the program."""
+        for name, tensor in self._state.items():
+            self._live[name].copy_(tensor)
+
     def save(self, directory: str | Path) -> None:
-        """Writes the program.
+        """Writes the program, with the weights that calls change as they were before any call.
 
         Args:
           directory: made if it does not exist; must be empty.
@@ -320,6 +341,22 @@ class Program:
         )
         write_container(directory, container)
         self.digest = container.digest
+
+
+def _mutated_weights(
+    graphs: pb.ProgramGraph, weights: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Returns the weights that running one of the graphs changes, by name."""
+    names = list(weights)
+    mutated = {}
+    for graph in graphs.methods:
+        for place in graph.mutated_inputs:
+            if place >= len(graph.inputs):
+                raise CorruptProgramError(f"a graph changes input {place} of {len(graph.inputs)}")
+            item = graph.inputs[place]
+            if item.WhichOneof("kind") == "weight" and item.weight < len(names):
+                mutated[names[item.weight]] = weights[names[item.weight]]
+    return mutated
 
 
 def load(directory: str | Path, device: str | torch.device = "cpu") -> Program:

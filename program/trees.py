@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import enum
-from collections.abc import Iterator, Mapping
+import keyword
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from slipway.program.errors import Violation
 
-__all__ = ["Key", "Kind", "StructureError", "Tree"]
+__all__ = [
+    "Key",
+    "Kind",
+    "StructureError",
+    "Tree",
+    "container_type",
+    "register_container_type",
+]
 
 Key = str | int
 """A key of a dict in a tree."""
@@ -19,6 +29,8 @@ class Kind(enum.Enum):
     TUPLE = "tuple"
     LIST = "list"
     DICT = "dict"
+    NAMED_TUPLE = "named tuple"
+    RECORD = "record"
 
 
 class StructureError(ValueError):
@@ -35,13 +47,15 @@ class Tree:
 
     Attributes:
       kind: what this node is.
-      children: the parts of a tuple, list or dict.
-      keys: a dict's keys, one for each child, in insertion order.
+      children: the parts of a container.
+      keys: a dict's keys, or the names of a named tuple's or record's fields, one for each child.
+      type_name: what a named tuple or record is called.
     """
 
     kind: Kind
     children: tuple[Tree, ...] = ()
     keys: tuple[Key, ...] = ()
+    type_name: str = ""
 
     @property
     def leaf_count(self) -> int:
@@ -83,6 +97,14 @@ class Tree:
             child._flatten_into(leaves, part, f"{name}.{step}")
 
     def _parts(self, value: object, name: str) -> list[object]:
+        if self.kind is Kind.NAMED_TUPLE:
+            if not isinstance(value, tuple) or getattr(value, "_fields", None) != self.keys:
+                raise _structure_error(name, f"a {type(value).__name__}", self._described())
+            return list(value)
+        if self.kind is Kind.RECORD:
+            if not all(hasattr(value, str(key)) for key in self.keys):
+                raise _structure_error(name, f"a {type(value).__name__}", self._described())
+            return [getattr(value, str(key)) for key in self.keys]
         if self.kind is Kind.DICT:
             if not isinstance(value, Mapping):
                 raise _structure_error(name, f"a {type(value).__name__}", "a dict")
@@ -101,14 +123,62 @@ class Tree:
             raise _structure_error(name, actual, f"a {wanted.__name__} of {len(self.children)}")
         return list(value)
 
+    def _described(self) -> str:
+        return f"a {self.kind.value} {self.type_name} with the fields {_listed(self.keys)}"
+
     def unflatten(self, leaves: Iterator[object]) -> object:
-        """Returns containers of this structure, taking the leaves from `leaves` in order."""
+        """Returns containers of this structure, taking the leaves from `leaves` in order.
+
+        Named tuples and records are of the type that the model used where this process exported it,
+        and otherwise of one with the same name and fields.
+        """
         if self.kind is Kind.LEAF:
             return next(leaves)
         parts = [child.unflatten(leaves) for child in self.children]
         if self.kind is Kind.DICT:
             return dict(zip(self.keys, parts, strict=True))
+        if self.kind in (Kind.NAMED_TUPLE, Kind.RECORD):
+            return container_type(self.kind, self.type_name, self.keys)(*parts)
         return tuple(parts) if self.kind is Kind.TUPLE else parts
+
+
+_container_types: dict[tuple[Kind, str, tuple[Key, ...]], Callable[..., object]] = {}
+
+
+def register_container_type(
+    kind: Kind, name: str, fields: tuple[Key, ...], make: Callable[..., object]
+) -> None:
+    """Makes `unflatten` use a type that this process has.
+
+    Args:
+      kind: NAMED_TUPLE or RECORD.
+      name: of the type, as trees name it.
+      fields: of the type, in order.
+      make: returns a value of the type from the values of its fields.
+    """
+    _container_types[kind, name, fields] = make
+
+
+def container_type(kind: Kind, name: str, fields: tuple[Key, ...]) -> Callable[..., object]:
+    """Returns what makes a named tuple or a record from the values of its fields.
+
+    Raises:
+      ValueError: the name or a field is not one that Python allows. They may come from an artifact,
+        and the standard library makes these types by running text that it composes of them.
+    """
+    known = _container_types.get((kind, name, fields))
+    if known is not None:
+        return known
+    names = list(map(str, fields))
+    if not all(item.isidentifier() and not keyword.iskeyword(item) for item in (name, *names)):
+        raise ValueError(f"{[name, *names]} are not all names of Python")
+    make: Callable[..., object] = (
+        collections.namedtuple(name, names)
+        if kind is Kind.NAMED_TUPLE
+        else dataclasses.make_dataclass(name, names)
+    )
+    _container_types[kind, name, fields] = make
+    return make
 
 
 def _listed(keys: object) -> str:

@@ -13,11 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from slipway.program.contract_codec import scalar_type_from_proto
-from slipway.program.errors import CorruptProgramError, DigestMismatchError
+from slipway.program.errors import CorruptProgramError, DigestMismatchError, ProgramError
+from slipway.program.scalar_types import ScalarType
 from slipway.program.torch_types import from_torch, to_torch
 from slipway.proto import program_pb2 as pb
 
-__all__ = ["WEIGHTS_DIRECTORY", "read_weights", "write_weights"]
+__all__ = ["WEIGHTS_DIRECTORY", "read_weights", "storage_problem", "write_weights"]
 
 WEIGHTS_DIRECTORY = "weights"
 
@@ -33,13 +34,19 @@ def write_weights(directory: Path, tensors: Mapping[str, torch.Tensor]) -> pb.We
     Args:
       directory: the program's directory.
       tensors: by name; written in the order of their names, contiguous.
+
+    Raises:
+      ProgramError: a file cannot hold one of them.
     """
+    for name, tensor in tensors.items():
+        if problem := storage_problem(tensor):
+            raise ProgramError(f"the weight '{name}' is {problem}")
     index = pb.WeightsIndex()
     folder = directory / WEIGHTS_DIRECTORY
     for number, names in enumerate(_split(tensors)):
         folder.mkdir(exist_ok=True)
         path = folder / f"weights-{number + 1:05d}.safetensors"
-        save_file({name: _plain(tensors[name]) for name in names}, path)
+        save_file(_separate({name: tensors[name] for name in names}), path)
         for name in names:
             index.weights.add(
                 name=name,
@@ -51,10 +58,31 @@ def write_weights(directory: Path, tensors: Mapping[str, torch.Tensor]) -> pb.We
     return index
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns the tensor as one block of memory of its own, which is what a file can hold."""
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+def storage_problem(tensor: torch.Tensor) -> str | None:
+    """Returns what a tensor is that no program can keep as a weight, or None if it can."""
+    if tensor.layout is not torch.strided:
+        return f"of layout {tensor.layout}; weights must be dense"
+    try:
+        scalar_type = from_torch(tensor.dtype)
+    except ValueError as error:
+        return f"of {error}"
+    if scalar_type is ScalarType.COMPLEX128:
+        return "of complex128, which safetensors files cannot hold; use complex64"
+    return None
+
+
+def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the tensors, each as one block of memory of its own, as a file holds them."""
+    separate: dict[str, torch.Tensor] = {}
+    blocks: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        block = plain.untyped_storage()
+        if block.nbytes() != plain.nbytes or block.data_ptr() in blocks:
+            plain = plain.clone()
+        blocks.add(plain.untyped_storage().data_ptr())
+        separate[name] = plain
+    return separate
 
 
 def _split(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
@@ -87,6 +115,8 @@ def read_weights(
       CorruptProgramError: a file is missing or short, or holds other tensors than the index says.
       DigestMismatchError: a file has been altered.
     """
+    if len({weight.name for weight in index.weights}) != len(index.weights):
+        raise CorruptProgramError("two weights have one name")
     paths = [_checked_path(directory, shard) for shard in index.shards]
     shards = [_open_shard(path) for path in paths]
     tensors = []
