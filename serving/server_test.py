@@ -1,0 +1,120 @@
+"""The server in this process, at moments that a client of a process cannot bring about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from slipway.program import Method
+from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.repository import Repository
+from slipway.serving.server import InferenceServer
+from slipway.tests.serving.programs import write_affine
+
+CPU = torch.device("cpu")
+
+
+class Running:
+    """A server that listens and has not loaded its model yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.device_failures = 0
+        self.server = InferenceServer(
+            Repository(root), workers=1, on_device_failure=self.on_device_failure
+        )
+        self.channel = grpc.insecure_channel(self.server.start("127.0.0.1", 0))
+
+    def on_device_failure(self) -> None:
+        self.device_failures += 1
+
+    def infer(self) -> protocol.ModelInferResponse:
+        request = protocol.ModelInferRequest(model_name="affine", raw_input_contents=[bytes(16)])
+        request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+        return protocol.ModelInferResponse.FromString(self.call("ModelInfer", request))
+
+    def is_ready(self) -> bool:
+        data = self.call("ServerReady", protocol.ServerReadyRequest())
+        return protocol.ServerReadyResponse.FromString(data).ready
+
+    def call(self, method: str, request: protocol.ModelInferRequest) -> bytes:
+        path = f"/inference.GRPCInferenceService/{method}"
+        response: bytes = self.channel.unary_unary(path)(request.SerializeToString(), timeout=60)
+        return response
+
+    def health(self, service: str) -> int:
+        request = health_pb2.HealthCheckRequest(service=service)
+        response = health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=60)
+        return int(response.status)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    write_affine(tmp_path / "affine" / "1")
+    running = Running(tmp_path)
+    with running.channel:
+        yield running
+        running.server.drain(0)
+
+
+def refusal(running: Running) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        running.infer()
+    return caught.value.code(), caught.value.details()
+
+
+def test_while_loading_it_is_unavailable_and_then_it_is_not(running: Running) -> None:
+    assert not running.is_ready()
+    for service in ("", "affine"):
+        assert running.health(service) == health_pb2.HealthCheckResponse.NOT_SERVING
+    code, text = refusal(running)
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert "the server is loading its models" in text
+
+    assert running.server.load(CPU, lambda: False) == 1
+
+    assert running.is_ready()
+    for service in ("", "affine"):
+        assert running.health(service) == health_pb2.HealthCheckResponse.SERVING
+    assert running.infer().outputs[0].shape == [1, 3]
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def run(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        raise error
+
+    monkeypatch.setattr(Method, "run", run)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret"), AttributeError("secret"), KeyError(1)])
+def test_a_failure_of_ours_is_internal_and_told_to_the_log_only(
+    running: Running,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    running.server.load(CPU, lambda: False)
+    with monkeypatch.context() as patch:
+        fail_with(patch, error)
+        code, text = refusal(running)
+    assert code is grpc.StatusCode.INTERNAL
+    assert "the server's log has the cause" in text
+    assert "secret" not in text
+    assert any(record.exc_info for record in caplog.records)
+    assert running.infer().outputs
+    assert running.device_failures == 0
+
+
+def test_a_device_that_fails_is_reported_to_whoever_runs_the_server(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.server.load(CPU, lambda: False)
+    fail_with(monkeypatch, torch.AcceleratorError("CUDA error: an illegal memory access"))
+    code, text = refusal(running)
+    assert code is grpc.StatusCode.INTERNAL
+    assert "cpu is in error, and the server stops" in text
+    assert running.device_failures == 1
