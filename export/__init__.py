@@ -9,13 +9,14 @@ from torch.export import Dim
 
 from slipway.export.api import export, export_spec
 from slipway.export.errors import ExportError, ExportErrorKind, SourceLine
-from slipway.export.spec import ExportSpec
+from slipway.export.spec import ExportSpec, MethodSpec
 
 __all__ = [
     "Dim",
     "ExportError",
     "ExportErrorKind",
     "ExportSpec",
+    "MethodSpec",
     "SourceLine",
     "export",
     "export_spec",

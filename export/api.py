@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+from slipway.export.assertions import describe_assertions
 from slipway.export.dimensions import bind_example, declare
 from slipway.export.encoding import encode
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.gate import check_against_eager, preserved_buffers
+from slipway.export.models import module_for_method
 from slipway.export.sources import user_line_of_exception
-from slipway.export.spec import ExportSpec
-from slipway.export.tracing import Tracer, settle
-from slipway.program.program import DEFAULT_METHOD, Program
+from slipway.export.spec import DynamicShapes, ExportSpec
+from slipway.export.tightening import tighten
+from slipway.export.tracing import Traced, Tracer, settle
+from slipway.program.contract import DEFAULT_METHOD, Contract
+from slipway.program.program import Program
 
 __all__ = ["export", "export_spec"]
 
@@ -25,9 +29,8 @@ def export(
     args: torch.Tensor | tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    dynamic_shapes: Mapping[str, Any] | Sequence[Any] | None = None,
-    output_names: Sequence[str] | None = None,
-    strict: bool = False,
+    dynamic_shapes: DynamicShapes | None = None,
+    **options: Any,
 ) -> Program:
     """Traces a function or module into a program with one graph and its contract.
 
@@ -43,7 +46,8 @@ def export(
 
     Args:
       f: what to trace.
-      args, kwargs, dynamic_shapes, output_names, strict: as `ExportSpec` explains them.
+      args, kwargs, dynamic_shapes: as `MethodSpec` explains them.
+      **options: the other fields of `ExportSpec`.
 
     Returns:
       A program that is called as `f` is, on the device of its weights, and that can be saved.
@@ -53,46 +57,48 @@ def export(
         other results than its graph.
     """
     return export_spec(
-        ExportSpec(
-            model=f,
-            args=args,
-            kwargs=kwargs,
-            dynamic_shapes=dynamic_shapes,
-            output_names=output_names,
-            strict=strict,
-        )
+        ExportSpec(model=f, args=args, kwargs=kwargs, dynamic_shapes=dynamic_shapes, **options)
     )
 
 
 def export_spec(spec: ExportSpec) -> Program:
     """Traces what a spec describes, as `export` does. Raises: ExportError."""
-    module = _as_module(spec.model)
-    args = spec.args if isinstance(spec.args, tuple) else (spec.args,)
-    kwargs = dict(spec.kwargs or {})
-    call = bind_example(module.forward, args, kwargs)
-    declared = declare(call, spec.dynamic_shapes)
-    _run_example(module, args, kwargs)
-    tracer = Tracer(module, spec.output_names, DEFAULT_METHOD, spec.strict)
-    traced = tracer.trace(args, kwargs, declared)
-    contract = settle(tracer, traced)
-    graphs, weights = encode(traced.capture.exported, contract)
-    program = Program({DEFAULT_METHOD: contract}, graphs, weights, device=torch.device("cpu"))
-    check_against_eager(module, program, DEFAULT_METHOD, traced.example)
-    return program
-
-
-def _as_module(f: torch.nn.Module | Callable[..., Any]) -> torch.nn.Module:
-    if isinstance(f, torch.nn.Module):
-        return f
-    if not callable(f):
+    methods = spec.methods or {DEFAULT_METHOD: spec}
+    if spec.methods and (spec.args or spec.kwargs or spec.dynamic_shapes):
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
-            f"the model is a {type(f).__name__}",
-            "give a torch.nn.Module or a function",
+            "the spec has both methods and the arguments of a method of its own",
+            "give each method its own, in methods=",
         )
-    module = torch.nn.Module()
-    module.forward = f
-    return module.eval()
+    traced: dict[str, Traced] = {}
+    contracts: dict[str, Contract] = {}
+    for name, method in sorted(methods.items()):
+        module = module_for_method(spec.model, name, method)
+        args = method.args if isinstance(method.args, tuple) else (method.args,)
+        kwargs = dict(method.kwargs or {})
+        declared = declare(bind_example(module.forward, args, kwargs), method)
+        _run_example(module, args, kwargs)
+        tracer = Tracer(module, method.output_names, name, spec.strict)
+        traced[name] = tracer.trace(args, kwargs, declared)
+        describe_assertions(traced[name].capture.exported.graph, traced[name].derivation.table)
+        contracts[name] = settle(tracer, traced[name], method.accept_narrowing)
+    graphs, weights = encode(
+        [(item.capture.exported, contracts[name]) for name, item in traced.items()],
+        spec.custom_ops,
+    )
+
+    def build() -> Program:
+        cpu = torch.device("cpu")
+        return Program(contracts, graphs, weights, device=cpu, custom_ops=spec.custom_ops)
+
+    program = build()
+    for name, item in traced.items():
+        inferred = {symbol.name for symbol in item.derivation.table.inferred}
+        contracts[name] = tighten(item.model, program, name, item.example, inferred)
+    program = build()
+    for name, item in traced.items():
+        check_against_eager(item.model, program, name, item.example)
+    return program
 
 
 def _run_example(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -17,17 +17,11 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.exc import Unsupported, UserError, UserErrorType
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    UnsupportedOperatorException,
-)
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.dynamic_shapes import Dim
 from torch.fx.experimental import _config as shape_config
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from slipway.export.dimensions import (
     Declaration,
@@ -35,9 +29,10 @@ from slipway.export.dimensions import (
     ExampleCall,
     Inferred,
 )
-from slipway.export.errors import ExportError, ExportErrorKind, SourceLine
+from slipway.export.errors import ExportError, SourceLine
 from slipway.export.flat_call import flatten_model
-from slipway.export.sources import innermost_user_line, user_line_of_exception
+from slipway.export.sources import innermost_user_line
+from slipway.export.translation import translate
 
 __all__ = ["Capture", "Guard", "capture"]
 
@@ -98,7 +93,7 @@ def capture(
     except ExportError:
         raise
     except Exception as error:
-        raise _translate(error) from error
+        raise translate(error) from error
     _simplify(exported.graph)
     shape_env = _shape_env_of(exported)
     guards = [] if shape_env is None else shape_env.guards
@@ -135,7 +130,7 @@ def _torch_dimension(declaration: Declaration) -> Any:
         case Inferred(minimum, maximum, _):
             return Dim.AUTO(min=minimum, max=maximum)
         case _:
-            return None
+            return Dim.STATIC
 
 
 @contextlib.contextmanager
@@ -164,64 +159,3 @@ def _shape_env_of(exported: ExportedProgram) -> ShapeEnv | None:
         if isinstance(value, FakeTensor):
             return value.fake_mode.shape_env
     return None
-
-
-_ADVICE = {
-    ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW: (
-        "a graph has one path: choose by torch.where, or give both branches to torch.cond; a "
-        "decision that does not depend on a tensor's values may stay as it is"
-    ),
-    ExportErrorKind.DATA_DEPENDENT_SHAPE: (
-        "use a form whose result has a size known from its inputs (a mask in place of a "
-        "selection), or state the size's bounds with torch._check"
-    ),
-    ExportErrorKind.UNSUPPORTED_OPERATOR: (
-        "use operators of torch (aten), or give the operator a fake kernel with "
-        "torch.library.register_fake"
-    ),
-    ExportErrorKind.UNSUPPORTED_PYTHON: (
-        "compute with torch operators on tensors only; move everything else out of the model or "
-        "into its constructor"
-    ),
-    ExportErrorKind.CONSTRAINT_VIOLATION: (
-        "declare the dimension as the model needs it, or change the model"
-    ),
-    ExportErrorKind.INVALID_SPEC: "correct the example arguments or dynamic_shapes",
-}
-
-_USER_ERROR_KINDS = {
-    UserErrorType.DYNAMIC_CONTROL_FLOW: ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW,
-    UserErrorType.CONSTRAINT_VIOLATION: ExportErrorKind.CONSTRAINT_VIOLATION,
-    UserErrorType.DYNAMIC_DIM: ExportErrorKind.CONSTRAINT_VIOLATION,
-    UserErrorType.INVALID_INPUT: ExportErrorKind.INVALID_SPEC,
-    UserErrorType.INVALID_OUTPUT: ExportErrorKind.INVALID_SPEC,
-}
-
-
-def _kind_of(error: BaseException) -> ExportErrorKind:
-    match error:
-        case UserError(error_type=error_type):
-            return _USER_ERROR_KINDS.get(error_type, ExportErrorKind.UNSUPPORTED_PYTHON)
-        case DataDependentOutputException():
-            return ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW
-        case GuardOnDataDependentSymNode():
-            # A comparison with a truth value is what `if tensor:` becomes.
-            boolean = isinstance(error.cond, sympy.Eq) and error.cond.rhs in (sympy.S.One, 1)
-            if boolean:
-                return ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW
-            return ExportErrorKind.DATA_DEPENDENT_SHAPE
-        case DynamicOutputShapeException():
-            return ExportErrorKind.DATA_DEPENDENT_SHAPE
-        case UnsupportedOperatorException() | NotImplementedError():
-            return ExportErrorKind.UNSUPPORTED_OPERATOR
-        case Unsupported():
-            return ExportErrorKind.UNSUPPORTED_PYTHON
-        case _:
-            return ExportErrorKind.UNSUPPORTED_PYTHON
-
-
-def _translate(error: Exception) -> ExportError:
-    kind = _kind_of(error)
-    # Torch's first paragraph says what; the rest is advice on its own tools.
-    reason = str(error).strip().split("\n\n")[0].strip() or type(error).__name__
-    return ExportError(kind, reason, _ADVICE[kind], user_line_of_exception(error))

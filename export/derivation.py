@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from slipway.export.capture import Capture, Guard
 from slipway.export.containers import tree_of
-from slipway.export.dimensions import Declaration, ExampleCall
+from slipway.export.dimensions import Declarations, ExampleCall
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.narrowing import Verdict, examine, narrowing_error
 from slipway.export.symbol_table import SymbolTable
@@ -25,7 +25,7 @@ from slipway.program.contract import (
     Relation,
     UnboundSymbolError,
 )
-from slipway.program.expressions import Constant, SymbolReference
+from slipway.program.expressions import Condition, Constant, SymbolReference
 from slipway.program.trees import Tree
 
 __all__ = ["Derivation", "derive"]
@@ -50,7 +50,7 @@ class Derivation:
 def derive(
     capture: Capture,
     call: ExampleCall,
-    declared: Mapping[str, Sequence[Declaration]],
+    declared: Declarations,
     output_names: Sequence[str] | None,
     method: str,
 ) -> Derivation:
@@ -59,7 +59,7 @@ def derive(
     Args:
       capture: the graph and its guards.
       call: the example.
-      declared: what the user declared of each tensor's dimensions.
+      declared: what the user declared.
       output_names: names for the leaves of the output, or None for the default ones.
       method: the method's name.
 
@@ -68,13 +68,6 @@ def derive(
     """
     exported = capture.exported
     output_tree = tree_of(exported.call_spec.out_spec, "the output")
-    names = [name for name, _ in call.leaves]
-    if len(set(names)) != len(names):
-        raise ExportError(
-            ExportErrorKind.INVALID_SPEC,
-            f"two of the inputs have one name: {', '.join(names)}",
-            "use other keys in the dicts of the example",
-        )
     symbolic = iter(_symbolic_tensors(capture))
     leaves = {
         name: next(symbolic) if isinstance(leaf, torch.Tensor) else leaf
@@ -83,7 +76,7 @@ def derive(
     table = SymbolTable(capture)
     for name, leaf in leaves.items():
         if isinstance(leaf, torch.Tensor):
-            table.declare(name, leaf, declared[name])
+            table.declare(name, leaf, declared.dimensions[name])
     table.infer_all()
     inputs = tuple(
         InputSpec(name, tensor=table.tensor_spec(leaf, name))
@@ -92,7 +85,9 @@ def derive(
         for name, leaf in leaves.items()
     )
     outputs = _outputs(capture, output_tree, output_names, table)
-    relations = dict(_relations(capture.guards, table))
+    stated = declared.conditions(table.symbols)
+    relations: dict[Relation, ExportError | None] = {Relation(item): None for item in stated}
+    relations |= _relations([*capture.guards, *table.hinted_bounds()], table, stated)
     try:
         contract = Contract(
             method=method,
@@ -188,7 +183,7 @@ def _output_name(path: tuple[str | int, ...]) -> str:
 
 
 def _relations(
-    guards: Sequence[Guard], table: SymbolTable
+    guards: Sequence[Guard], table: SymbolTable, stated: Sequence[Condition]
 ) -> Iterator[tuple[Relation, ExportError | None]]:
     """Yields the relations, each with the error to raise if it narrows what was declared."""
     seen: set[str] = set()
@@ -208,7 +203,7 @@ def _relations(
         if str(converted) in seen:
             continue
         seen.add(str(converted))
-        verdict = examine(condition, converted, table.symbols, table.index)
+        verdict = examine(condition, converted, table.symbols, table.index, stated)
         if verdict.kind is Verdict.Kind.ALWAYS:
             continue
         narrowing = None

@@ -5,20 +5,38 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
+from torch.export import AdditionalInputs, ShapesCollection
 from torch.export.dynamic_shapes import Dim, _DerivedDim, _DimHint, _DimHintType, _StaticDim
 from torch.utils import _pytree as pytree
 
 from slipway.export.containers import tree_of
 from slipway.export.errors import ExportError, ExportErrorKind
+from slipway.export.shape_language import (
+    SymbolRange,
+    declared_symbols,
+    parse_relation,
+    parse_shape,
+    range_condition,
+)
+from slipway.export.spec import MethodSpec
 from slipway.program.contract import Symbol
+from slipway.program.expressions import (
+    Condition,
+    Constant,
+    Expression,
+    SymbolReference,
+    holds,
+    linear_form,
+)
 from slipway.program.trees import Kind, Tree
 
 __all__ = [
     "Declaration",
+    "Declarations",
     "Declared",
     "ExampleCall",
     "Inferred",
@@ -178,19 +196,57 @@ def bind_example(
     )
 
 
-def declare(
-    call: ExampleCall, dynamic_shapes: Mapping[str, Any] | Sequence[Any] | None
-) -> dict[str, tuple[Declaration, ...]]:
-    """Returns for each example tensor, by its name, what is declared of its dimensions.
+@dataclass(frozen=True, slots=True)
+class Declarations:
+    """What the user declared of a call.
+
+    Attributes:
+      dimensions: of each tensor, by its name: `inputs.0.mask`.
+      relations: between symbols, as the user wrote them.
+      ranges: of symbols by name, where they were given apart from the dimensions.
+      fixed: symbols that stand for one value, because the model is traced at that value.
+    """
+
+    dimensions: Mapping[str, Sequence[Declaration]]
+    relations: Sequence[str] = ()
+    ranges: Mapping[str, SymbolRange] = field(default_factory=dict)
+    fixed: Mapping[str, int] = field(default_factory=dict)
+
+    def conditions(self, symbols: Sequence[Symbol]) -> list[Condition]:
+        """Returns what was declared beside ranges, over the symbols of a contract.
+
+        Raises:
+          ExportError: a relation is not well formed, or names a symbol that there is not.
+        """
+        meaning: dict[str, Expression] = {
+            item.name: SymbolReference(index, item.name) for index, item in enumerate(symbols)
+        }
+        meaning |= {name: Constant(value) for name, value in self.fixed.items()}
+        sets = [
+            range_condition(meaning[name], given)
+            for name, given in self.ranges.items()
+            if name in meaning
+        ]
+        stated = [parse_relation(text, meaning) for text in self.relations]
+        return [item for item in (*sets, *stated) if item is not None]
+
+
+def declare(call: ExampleCall, spec: MethodSpec) -> Declarations:
+    """Returns what a spec declares of a call.
 
     Args:
       call: the example; a tensor in a container is named by its path: `inputs.0.mask`.
-      dynamic_shapes: as the user gave it.
+      spec: its dynamic shapes, symbols and relations.
 
     Raises:
-      ExportError: it does not fit the arguments, or the example contradicts it.
+      ExportError: they do not fit the arguments, or the example contradicts them.
     """
-    by_name = call.by_name(dynamic_shapes)
+    ranges = dict(spec.symbols or {})
+    symbols = declared_symbols(ranges)
+    if isinstance(spec.dynamic_shapes, ShapesCollection | AdditionalInputs):
+        by_name = _collected(call, spec.dynamic_shapes)
+    else:
+        by_name = call.by_name(spec.dynamic_shapes)
     positional, keyword = call.tree.children
     shapes = [
         given
@@ -199,17 +255,52 @@ def declare(
         )
         for given in _shapes_at(tree, by_name.get(name), name)
     ]
+    names = [name for name, _ in call.leaves]
+    if len(set(names)) != len(names):
+        _invalid(
+            f"two of the inputs have one name: {', '.join(names)}",
+            "use other keys in the dicts of the example",
+        )
     declared: dict[str, tuple[Declaration, ...]] = {}
     for (name, leaf), given in zip(call.leaves, shapes, strict=True):
         if isinstance(leaf, torch.Tensor):
-            declared[name] = _dimensions(name, leaf, given)
+            declared[name] = _dimensions(name, leaf, given, symbols)
         elif given is not None:
             _invalid(
                 f"dynamic_shapes gives '{name}' dimensions, but it is a {type(leaf).__name__}",
                 "give None for what is no tensor",
             )
-    _check_example(call, declared)
-    return declared
+    used = _check_example(call, declared)
+    if unused := set(ranges) - {symbol.name for symbol in used}:
+        _invalid(
+            f"symbols declares {_listed(unused)}, which no dimension is",
+            "use the name in dynamic_shapes, or leave it out",
+        )
+    declarations = Declarations(declared, tuple(spec.relations), ranges)
+    example = list(used.values())
+    for condition in declarations.conditions(list(used)):
+        if not holds(condition, example):
+            values = ", ".join(f"{symbol.name} = {value}" for symbol, value in used.items())
+            _invalid(
+                f"the example breaks the relation {condition}: it has {values}",
+                "use an example that satisfies it, or declare another relation",
+            )
+    return declarations
+
+
+def _collected(call: ExampleCall, shapes: ShapesCollection | AdditionalInputs) -> dict[str, Any]:
+    """Returns by name what torch makes of a collection of shapes."""
+
+    def signature(*args: Any, **kwargs: Any) -> None:
+        """Stands for the model, of which torch needs the parameters only."""
+
+    names = call.parameters
+    signature.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        + [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in call.kwargs]
+    )
+    collect: Callable[..., dict[str, Any]] = shapes.dynamic_shapes
+    return collect(signature, call.args, dict(call.kwargs))
 
 
 def _listed(names: Any) -> str:
@@ -241,9 +332,13 @@ def _shapes_at(tree: Tree, shapes: Any, name: str) -> list[Any]:
     ]
 
 
-def _dimensions(name: str, tensor: torch.Tensor, shapes: Any) -> tuple[Declaration, ...]:
+def _dimensions(
+    name: str, tensor: torch.Tensor, shapes: Any, symbols: dict[str, Symbol]
+) -> tuple[Declaration, ...]:
     if shapes is None:
         shapes = {}
+    if isinstance(shapes, str):
+        shapes = _from_text(name, shapes, symbols)
     if isinstance(shapes, list | tuple):
         if len(shapes) != tensor.dim():
             _invalid(
@@ -262,12 +357,33 @@ def _dimensions(name: str, tensor: torch.Tensor, shapes: Any) -> tuple[Declarati
             _invalid(
                 f"dynamic_shapes names dimension {dimension!r} of '{name}', which has "
                 f"{tensor.dim()} dimensions",
-                f"use 0..{tensor.dim() - 1}",
+                f"name one of the dimensions 0..{tensor.dim() - 1}"
+                if tensor.dim()
+                else "leave it out, since there is nothing to declare",
             )
     return tuple(
         _declaration(name, dimension, shapes.get(dimension), size)
         for dimension, size in enumerate(tensor.shape)
     )
+
+
+def _from_text(name: str, text: str, symbols: dict[str, Symbol]) -> list[Any]:
+    """Returns what a text says of each dimension: a size, a declaration, or None."""
+    dimensions: list[Any] = []
+    for size in parse_shape(text, symbols):
+        if size is None or isinstance(size, Constant):
+            dimensions.append(None if size is None else size.value)
+            continue
+        form = linear_form(size)
+        if form is None:
+            _invalid(
+                f"the shape of '{name}', \"{text}\", has the dimension {size}",
+                "declare a dimension as NUMBER*NAME + NUMBER; anything else as a name of its own, "
+                f'with a relation: relations=["NAME == {size}"]',
+            )
+        factor, symbol, offset = form
+        dimensions.append(Declared(symbols[symbol.name], factor, offset))
+    return dimensions
 
 
 def _declaration(name: str, dimension: int, given: Any, size: int) -> Declaration:
@@ -282,6 +398,8 @@ def _declaration(name: str, dimension: int, given: Any, size: int) -> Declaratio
                 f"has {size}",
                 "make the example agree",
             )
+        case Declared():
+            return given
         case _StaticDim():
             return _declaration(name, dimension, given.min, size)
         case _DimHint(type=_DimHintType.STATIC):
@@ -301,8 +419,10 @@ def _declaration(name: str, dimension: int, given: Any, size: int) -> Declaratio
             )
 
 
-def _check_example(call: ExampleCall, declared: Mapping[str, tuple[Declaration, ...]]) -> None:
-    """Checks that the example is a legal call by what the user declared."""
+def _check_example(
+    call: ExampleCall, declared: Mapping[str, tuple[Declaration, ...]]
+) -> dict[Symbol, int]:
+    """Checks that the example is a legal call, and returns its value of each declared symbol."""
     tensors = dict(call.leaves)
     seen: dict[str, tuple[Symbol, int, str]] = {}
     for name, dimensions in declared.items():
@@ -343,3 +463,4 @@ def _check_example(call: ExampleCall, declared: Mapping[str, tuple[Declaration, 
                     f"{where}",
                     "make the example's sizes agree, or use two Dims",
                 )
+    return {symbol: value for symbol, value, _ in seen.values()}

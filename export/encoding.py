@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,56 +23,110 @@ __all__ = ["encode"]
 
 
 def encode(
-    exported: ExportedProgram, contract: Contract
+    methods: Sequence[tuple[ExportedProgram, Contract]], custom_ops: Collection[str]
 ) -> tuple[pb.ProgramGraph, dict[str, torch.Tensor]]:
-    """Returns the graph's message and the weights that it uses, sorted by name.
+    """Returns the graphs' message and the weights that they use, sorted by name.
 
     Args:
-      exported: its inputs are the weights and the tensors of the contract's inputs.
-      contract: of the graph.
+      methods: the graph and the contract of each; the graph's inputs are weights and the tensors of
+        the contract's inputs.
+      custom_ops: namespaces of operators outside torch that the graphs may call.
 
     Raises:
-      ExportError: the graph has something in it that a program cannot hold.
+      ExportError: a graph has something in it that a program cannot hold.
     """
-    signature = exported.graph_signature
-    graph = exported.graph_module.graph
-    placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
-    owners: dict[str, str] = {}
+    placeholders = [_Placeholders.of(exported) for exported, _ in methods]
     canonical: dict[tuple[object, ...], str] = {}
     weights: dict[str, torch.Tensor] = {}
-    inputs: dict[str, pb.GraphInput] = {}
-    tensors = (place for place, spec in enumerate(contract.inputs) if spec.tensor is not None)
-    for spec in signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
-            inputs[spec.arg.name] = pb.GraphInput(input=next(tensors))
-        elif placeholders[spec.arg.name].users:
-            assert spec.target is not None
-            tensor = _weight(exported, spec.target)
-            own_name = spec.target.removeprefix(MODEL_PREFIX)
-            name = canonical.setdefault(_storage_key(tensor), own_name)
-            weights[name] = tensor
-            owners[spec.arg.name] = name
+    for item in placeholders:
+        for placeholder, (name, tensor) in item.weights.items():
+            shared = canonical.setdefault(_storage_key(tensor), name)
+            if weights.setdefault(shared, tensor) is not tensor:
+                tensor = weights[shared]
+            item.weights[placeholder] = (shared, tensor)
     ordered = {name: weights[name] for name in sorted(weights)}
     index = {name: position for position, name in enumerate(ordered)}
-    for placeholder, name in owners.items():
-        inputs[placeholder] = pb.GraphInput(weight=index[name])
     try:
-        operators = OperatorTable.of_graphs([graph])
-        message = graph_to_proto(graph, inputs, _results(exported), operators)
-        message.mutated_inputs.extend(mutated_inputs(graph, inputs))
+        operators = OperatorTable.of_graphs([exported.graph for exported, _ in methods], custom_ops)
+        graphs = [
+            _encode_method(exported, contract, item, index, operators)
+            for (exported, contract), item in zip(methods, placeholders, strict=True)
+        ]
     except GraphEncodingError as error:
-        raise ExportError(
-            ExportErrorKind.UNSUPPORTED_OPERATOR,
-            str(error),
-            "use operators of torch (aten) on tensors and sizes",
-            user_line_of_node(error.node),
-        ) from error
-    for place in message.mutated_inputs:
-        if message.inputs[place].WhichOneof("kind") == "weight":
-            # The model goes on to change its own; the program starts from what it was.
-            name = list(ordered)[message.inputs[place].weight]
-            ordered[name] = ordered[name].clone()
-    return pb.ProgramGraph(operators=operators.to_proto(), methods=[message]), ordered
+        raise _translated(error) from error
+    names = list(ordered)
+    for graph in graphs:
+        for place in graph.mutated_inputs:
+            if graph.inputs[place].WhichOneof("kind") == "weight":
+                # The model goes on to change its own; the program starts from what it was.
+                name = names[graph.inputs[place].weight]
+                ordered[name] = ordered[name].clone()
+    return pb.ProgramGraph(operators=operators.to_proto(), methods=graphs), ordered
+
+
+@dataclass(frozen=True, slots=True)
+class _Placeholders:
+    """What the placeholders of a graph stand for, by name.
+
+    Attributes:
+      weights: the name and the tensor of each that is a weight and is used.
+      tensors: those that are tensors of the call, in order.
+    """
+
+    weights: dict[str, tuple[str, torch.Tensor]]
+    tensors: list[str]
+
+    @classmethod
+    def of(cls, exported: ExportedProgram) -> _Placeholders:
+        nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+        weights = {}
+        tensors = []
+        for spec in exported.graph_signature.input_specs:
+            if spec.kind is InputKind.USER_INPUT:
+                tensors.append(spec.arg.name)
+            elif nodes[spec.arg.name].users:
+                assert spec.target is not None
+                name = spec.target.removeprefix(MODEL_PREFIX)
+                weights[spec.arg.name] = (name, _weight(exported, spec.target))
+        return cls(weights, tensors)
+
+
+def _encode_method(
+    exported: ExportedProgram,
+    contract: Contract,
+    placeholders: _Placeholders,
+    index: Mapping[str, int],
+    operators: OperatorTable,
+) -> pb.Graph:
+    inputs = {
+        placeholder: pb.GraphInput(weight=index[name])
+        for placeholder, (name, _) in placeholders.weights.items()
+    }
+    leaves = [place for place, spec in enumerate(contract.inputs) if spec.tensor is not None]
+    for placeholder, leaf in zip(placeholders.tensors, leaves, strict=True):
+        inputs[placeholder] = pb.GraphInput(input=leaf)
+    message = graph_to_proto(exported.graph, inputs, _results(exported), operators)
+    message.mutated_inputs.extend(mutated_inputs(exported.graph, inputs))
+    return message
+
+
+def _translated(error: GraphEncodingError) -> ExportError:
+    namespace = str(error.node.target).partition(".")[0]
+    source = user_line_of_node(error.node)
+    if isinstance(error.node.target, torch._ops.OpOverload):
+        return ExportError(
+            ExportErrorKind.CUSTOM_OPERATOR_NOT_DECLARED,
+            f"the model calls the operator '{error.node.target}', which is none of torch's own",
+            f'declare it: custom_ops=["{namespace}"] in the spec, or the library that registers '
+            "it in the target's custom_ops",
+            source,
+        )
+    return ExportError(
+        ExportErrorKind.UNSUPPORTED_OPERATOR,
+        str(error),
+        "use operators of torch (aten) on tensors and sizes",
+        source,
+    )
 
 
 def _weight(exported: ExportedProgram, target: str) -> torch.Tensor:

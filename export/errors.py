@@ -22,6 +22,7 @@ class ExportErrorKind(enum.Enum):
     DATA_DEPENDENT_SHAPE = "data-dependent shape"
     CONSTRAINT_VIOLATION = "constraint violation"
     UNSUPPORTED_OPERATOR = "unsupported operator"
+    CUSTOM_OPERATOR_NOT_DECLARED = "custom operator not declared"
     INVALID_SPEC = "invalid spec"
     DIFFERS_FROM_EAGER = "differs from eager"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from slipway.export.api import export_spec
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import ExportSpec
+from slipway.program.custom_ops import CustomOpsError, load_custom_ops
 
 __all__ = ["load_entry_point", "main"]
 
@@ -37,7 +39,7 @@ def load_entry_point(name: str) -> ExportSpec:
             "library in `model` and what it imports in that library's deps",
             error,
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _invalid(
             f"the module '{module_name}' fails when it is imported: "
             f"{type(error).__name__}: {error}",
@@ -57,7 +59,7 @@ def load_entry_point(name: str) -> ExportSpec:
         spec = function()
     except ExportError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _invalid(
             f"the entry point '{name}' fails: {type(error).__name__}: {error}",
             "mend the function; it is called without arguments",
@@ -90,14 +92,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--label", required=True, help="the target, for messages")
     parser.add_argument("--entry_point", required=True, help="MODULE:FUNCTION")
     parser.add_argument("--import_root", action="append", default=[], help="for sys.path")
+    parser.add_argument(
+        "--custom_ops", action="append", default=[], help="a module that registers operators"
+    )
     parser.add_argument("--output", required=True, help="the program's directory")
     options = parser.parse_args(arguments)
     # Behind what Slipway itself imports, so that a model's workspace cannot replace it.
     sys.path += [str(Path(root).absolute()) for root in options.import_root]
     torch.set_num_threads(1)
     try:
-        program = export_spec(load_entry_point(options.entry_point))
-    except ExportError as error:
+        custom_ops = load_custom_ops(options.custom_ops)
+        spec = load_entry_point(options.entry_point)
+        spec = dataclasses.replace(spec, custom_ops=sorted({*spec.custom_ops, *custom_ops}))
+        program = export_spec(spec)
+    except (ExportError, CustomOpsError) as error:
         print(f"{options.label}: cannot be exported: {error}", file=sys.stderr)
         return 1
     program.save(options.output)

@@ -22,11 +22,11 @@ from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.resizing import resized_leaves
 from slipway.export.sources import user_line_of_exception
 from slipway.program.contract import Contract, Symbol
-from slipway.program.errors import ContractViolation
+from slipway.program.errors import ContractViolation, DataViolation, SlipwayError
 from slipway.program.program import Program
 from slipway.program.trees import Tree
 
-__all__ = ["assert_same", "check_against_eager", "preserved_buffers"]
+__all__ = ["assert_same", "check_against_eager", "compare", "preserved_buffers"]
 
 _MAXIMUM_ELEMENTS = 1 << 20
 """A case with more input elements than this is left out, so that a build does not wait for it."""
@@ -52,7 +52,7 @@ def check_against_eager(
       ExportError: they differ, or the program refuses a legal call.
     """
     contract = program.methods[name].contract
-    _compare(model, program, name, list(example), "on the example")
+    compare(model, program, name, list(example), "on the example")
     for binding in itertools.islice(_bindings(contract), _MAXIMUM_CASES):
         leaves = resized_leaves(contract, binding, example, _MAXIMUM_ELEMENTS)
         if leaves is not None:
@@ -60,7 +60,7 @@ def check_against_eager(
                 f"{symbol.name} = {value}"
                 for symbol, value in zip(contract.symbols, binding, strict=True)
             )
-            _compare(model, program, name, leaves, f"for {where}")
+            compare(model, program, name, leaves, f"for {where}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,21 @@ class _Outcome:
     state: Mapping[str, torch.Tensor]
 
 
-def _compare(
+def compare(
     model: torch.nn.Module, program: Program, name: str, leaves: list[object], where: str
 ) -> None:
+    """Compares a method of a program with its model on one call.
+
+    Raises:
+      ExportError: the model fails, the program refuses the call, they differ, or an output has
+        another shape than the contract says. The text has `where` in it.
+    """
     tree = program.methods[name].contract.input_tree
     try:
         expected = _run_model(model, _call(tree, leaves), program.state)
     except Exception as error:
+        if _breaks_assertion(program, name, _call(tree, leaves)):
+            return  # so does the model, by failing
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
             f"the model itself fails {where}, which is declared legal: "
@@ -88,12 +96,15 @@ def _compare(
         ) from error
     try:
         actual = _run_program(program, name, _call(tree, leaves))
-    except ContractViolation as error:
+    except Exception as error:
+        verb = "refuses" if isinstance(error, ContractViolation | DataViolation) else "fails"
         raise ExportError(
             ExportErrorKind.DIFFERS_FROM_EAGER,
-            f"the program refuses {where}, which is declared legal: {error}",
-            "this is a defect of Slipway; please report it with the model",
+            f"the program {verb} {where}, which the model can take: {error}",
+            "declare a range without that size; if the model treats it like any other, this is a "
+            "defect of Slipway: please report it",
         ) from error
+    _require_promised_shapes(program.methods[name].contract, actual.result, leaves, where)
     for what, one, other in (
         ("give different results", actual.result, expected.result),
         ("change their arguments differently", actual.arguments, expected.arguments),
@@ -110,6 +121,45 @@ def _compare(
                 else "remove whatever is random, depends on time or state, or on the example's "
                 "sizes",
             ) from error
+
+
+def _breaks_assertion(
+    program: Program, name: str, call: tuple[tuple[Any, ...], dict[str, Any]]
+) -> bool:
+    try:
+        _run_program(program, name, call)
+    except DataViolation:
+        return True
+    except (SlipwayError, RuntimeError, IndexError, ValueError, TypeError):
+        pass
+    return False
+
+
+def _require_promised_shapes(
+    contract: Contract, result: Any, leaves: Sequence[object], where: str
+) -> None:
+    """Checks that the outputs have the shapes that the contract says they have."""
+    given = {
+        spec.name: (spec.tensor.dtype, leaf.shape)
+        for spec, leaf in zip(contract.inputs, leaves, strict=True)
+        if spec.tensor is not None and isinstance(leaf, torch.Tensor)
+    }
+    promised = contract.output_shapes(contract.check(given))
+    outputs = contract.output_tree.flatten(result, "output")
+    for spec, output in zip(contract.outputs, outputs, strict=True):
+        if spec.tensor is None or not isinstance(output, torch.Tensor):
+            continue
+        shape = promised[spec.name]
+        if len(shape) != output.dim() or any(
+            size not in (None, length) for size, length in zip(shape, output.shape, strict=True)
+        ):
+            raise ExportError(
+                ExportErrorKind.CONSTRAINT_VIOLATION,
+                f"output '{spec.name}' is {spec.tensor} in general, but of the shape "
+                f"{list(output.shape)} {where}",
+                "declare a range without that size, or change the line that treats it apart, such "
+                "as a squeeze() of a dynamic dimension",
+            )
 
 
 def assert_same(actual: Any, expected: Any) -> None:
@@ -153,7 +203,8 @@ def _run_program(
 ) -> _Outcome:
     args, kwargs = call
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        # Another seed than the model's, so that whatever is random shows.
+        torch.manual_seed(1)
         try:
             result = program.methods[name](*args, **kwargs)
             result = pytree.tree_map_only(torch.Tensor, torch.clone, result)

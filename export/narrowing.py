@@ -20,7 +20,7 @@ from slipway.program.expressions import (
     Constant,
     Modulo,
     SymbolReference,
-    compile_condition,
+    holds,
     symbols_of,
 )
 
@@ -55,6 +55,7 @@ def examine(
     converted: Condition,
     symbols: Sequence[Symbol],
     index: Mapping[sympy.Symbol, int],
+    assumptions: Sequence[Condition] = (),
 ) -> Verdict:
     """Returns whether a condition holds for all declared values of the symbols.
 
@@ -63,6 +64,7 @@ def examine(
       converted: the same in the contract's language.
       symbols: with their ranges.
       index: the position of each sympy symbol in `symbols`.
+      assumptions: what else is declared of the symbols.
     """
     if condition == sympy.false:
         return Verdict(Verdict.Kind.NOT_ALWAYS, tuple(symbol.minimum for symbol in symbols))
@@ -72,18 +74,19 @@ def examine(
     }
     if bound_sympy(condition, ranges) == ValueRanges(sympy.true, sympy.true):
         return Verdict(Verdict.Kind.ALWAYS)
-    involved = sorted({item.index for item in symbols_of(converted)})
-    holds = compile_condition(converted)
+    if converted in assumptions:
+        return Verdict(Verdict.Kind.ALWAYS)
+    mentioned = {item.index for item in symbols_of(converted)}
+    relevant = [
+        item for item in assumptions if mentioned & {symbol.index for symbol in symbols_of(item)}
+    ]
+    involved = sorted(mentioned.union(*({s.index for s in symbols_of(a)} for a in relevant)))
     values = [symbol.minimum for symbol in symbols]
     points, exhaustive = _points([symbols[position] for position in involved])
     for point in points:
         for position, value in zip(involved, point, strict=True):
             values[position] = value
-        try:
-            satisfied = holds(values)
-        except ZeroDivisionError:
-            satisfied = False
-        if not satisfied:
+        if all(holds(item, values) for item in relevant) and not holds(converted, values):
             return Verdict(Verdict.Kind.NOT_ALWAYS, tuple(values))
     return Verdict(Verdict.Kind.ALWAYS if exhaustive else Verdict.Kind.USUALLY)
 

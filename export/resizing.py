@@ -8,8 +8,25 @@ from collections.abc import Sequence
 import torch
 
 from slipway.program.contract import Contract
+from slipway.program.torch_types import from_torch
 
-__all__ = ["resized_leaves"]
+__all__ = ["binding_of", "resized_leaves"]
+
+
+def binding_of(contract: Contract, leaves: Sequence[object]) -> tuple[int, ...]:
+    """Returns the values of the symbols that a call implies. Raises: ContractViolation.
+
+    Args:
+      contract: of the call.
+      leaves: of the call, in the order of `contract.inputs`.
+    """
+    return contract.check(
+        {
+            spec.name: (from_torch(leaf.dtype), leaf.shape)
+            for spec, leaf in zip(contract.inputs, leaves, strict=True)
+            if isinstance(leaf, torch.Tensor)
+        }
+    )
 
 
 def resized_leaves(

@@ -16,7 +16,12 @@ import torch
 
 from slipway.export.errors import SourceLine
 
-__all__ = ["innermost_user_line", "user_line_of_exception", "user_line_of_node"]
+__all__ = [
+    "called_by_user_line",
+    "innermost_user_line",
+    "user_line_of_exception",
+    "user_line_of_node",
+]
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
@@ -64,6 +69,20 @@ def user_line_of_exception(error: BaseException) -> SourceLine | None:
         if _is_user_file(frame.f_code.co_filename):
             found = _source_line(frame.f_code.co_filename, line)
     return found
+
+
+def called_by_user_line(error: BaseException) -> str | None:
+    """Returns the name of the function that the innermost line of the user's code had called."""
+    called = None
+    last_is_user = False
+    for frame, _ in _frames(error.__traceback__):
+        is_user = _is_user_file(frame.f_code.co_filename)
+        if is_user:
+            called = None
+        elif last_is_user:
+            called = frame.f_code.co_name
+        last_is_user = is_user
+    return called
 
 
 def _frames(trace: TracebackType | None) -> Iterable[tuple[FrameType, int]]:

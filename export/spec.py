@@ -7,12 +7,55 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.export import AdditionalInputs, ShapesCollection
 
-__all__ = ["ExportSpec"]
+from slipway.export.shape_language import SymbolRange
+
+__all__ = ["DynamicShapes", "ExportSpec", "MethodSpec"]
+
+DynamicShapes = Mapping[str, Any] | Sequence[Any] | ShapesCollection | AdditionalInputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSpec:
+class MethodSpec:
+    """A call of a model that becomes one entry point of a program.
+
+    Attributes:
+      function: what is called; None for the model itself, or, in `ExportSpec.methods`, for the
+        model's function of the method's name.
+      args: example positional arguments: a tensor, or a tuple of them and of nested tuples, lists,
+        dicts, named tuples and registered dataclasses. Their values matter only as examples: the
+        graph is valid for every call that satisfies the contract.
+      kwargs: example keyword arguments.
+      dynamic_shapes: which dimensions are dynamic. By parameter name (or a tuple in the order of
+        `args`), nested as the arguments are, and for each tensor either a dict from dimension to
+        `Dim`, as `torch.export.export` takes it, or a text with an entry for each dimension:
+        `"batch, 8*k, 256, _"`, where `_` is the example's size. A dimension that is not mentioned
+        is static. Torch's `ShapesCollection` and `AdditionalInputs` are taken too.
+      symbols: what the names in such texts may be: `{"batch": (1, 64), "k": (1, None),
+        "width": {1, 2, 4, 8}}`; any size if they are not mentioned.
+      relations: conditions on symbols that every call must satisfy, beside those that tracing
+        finds: `"tokens == heads * width"`, `"batch % 8 == 0"`.
+      output_names: a name for each leaf of the output, for clients; by default the keys of a dict,
+        `output`, or `output_0`, `output_1`, …
+      accept_narrowing: why it is all right that the model works for fewer shapes than are declared;
+        the reason is kept in the program. None: it is an error.
+    """
+
+    function: Callable[..., Any] | None = None
+    args: torch.Tensor | tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] | None = None
+    dynamic_shapes: (
+        Mapping[str, Any] | Sequence[Any] | ShapesCollection | AdditionalInputs | None
+    ) = None
+    symbols: Mapping[str, SymbolRange] | None = None
+    relations: Sequence[str] = ()
+    output_names: Sequence[str] | None = None
+    accept_narrowing: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec(MethodSpec):
     """What to export; what the entry point of a `torch_export` target returns.
 
     Example:
@@ -24,24 +67,16 @@ class ExportSpec:
             dynamic_shapes={"features": {0: batch}},
         )
 
-    Attributes:
+    Attributes, beside those of `MethodSpec`, which describe the method `forward`:
       model: a module or a function.
-      args: example positional arguments: a tensor, or a tuple of them and of nested tuples, lists
-        and dicts. Their values matter only as examples: the graph is valid for every call that
-        satisfies the contract.
-      kwargs: example keyword arguments.
-      dynamic_shapes: which dimensions are dynamic, as `torch.export.export` takes it: by parameter
-        name, or a tuple in the order of `args`; for each tensor a dict from dimension to `Dim`. A
-        dimension that is not mentioned is static.
-      output_names: a name for each leaf of the output, for clients; by default the keys of a dict,
-        `output`, or `output_0`, `output_1`, …
+      methods: instead of the one method `forward`, several that share the model's weights, by name.
+      custom_ops: namespaces of operators outside torch that the graph may call, `"my_ops"` for
+        `torch.ops.my_ops`. In Bazel they are those of the target's `custom_ops`.
       strict: whether torch traces by interpreting bytecode; the default runs the Python code on
         symbolic tensors.
     """
 
     model: torch.nn.Module | Callable[..., Any]
-    args: torch.Tensor | tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] | None = None
-    dynamic_shapes: Mapping[str, Any] | Sequence[Any] | None = None
-    output_names: Sequence[str] | None = None
+    methods: Mapping[str, MethodSpec] | None = None
+    custom_ops: Sequence[str] = ()
     strict: bool = False

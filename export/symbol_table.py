@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import sympy
 import torch
 
-from slipway.export.capture import Capture
+from slipway.export.capture import Capture, Guard
 from slipway.export.dimensions import Declaration, Declared, Inferred
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.symbolic import InexpressibleError, to_expression
@@ -67,6 +67,17 @@ class SymbolTable:
                 self._add_inferred(f"{name}_{dimension}", root, declaration)
         for _, _, raw, _ in self._pending:
             self.meaning.setdefault(raw, self._root(raw).xreplace(self.meaning))
+
+    def hinted_bounds(self) -> Iterator[Guard]:
+        """Yields the bounds that were given to inferred sizes, which tracing takes for granted.
+
+        Where such a size turned out to be another one, or an expression of others, no range of a
+        symbol says so.
+        """
+        for _, _, raw, declaration in self._pending:
+            yield Guard(sympy.Ge(raw, declaration.minimum), None)
+            if declaration.maximum is not None:
+                yield Guard(sympy.Le(raw, declaration.maximum), None)
 
     def _add_inferred(self, name: str, root: sympy.Symbol, declaration: Inferred) -> None:
         taken = {symbol.name for symbol in self.symbols}

@@ -17,9 +17,9 @@ import torch
 
 from slipway.export.capture import Capture, capture
 from slipway.export.derivation import Derivation, derive
-from slipway.export.dimensions import Declaration, Static, bind_example
+from slipway.export.dimensions import Declarations, Static, bind_example
 from slipway.export.errors import ExportError
-from slipway.export.resizing import resized_leaves
+from slipway.export.resizing import binding_of, resized_leaves
 from slipway.export.symbol_table import expression_of
 from slipway.program.contract import Contract, Relation
 from slipway.program.expressions import (
@@ -28,7 +28,6 @@ from slipway.program.expressions import (
     linear_form,
     symbols_of,
 )
-from slipway.program.torch_types import from_torch
 
 __all__ = ["Traced", "Tracer", "settle"]
 
@@ -38,15 +37,17 @@ class Traced:
     """A model traced on one example.
 
     Attributes:
+      model: what was traced.
       capture: the graph.
       derivation: its contract.
-      declared: what is declared of each tensor's dimensions.
+      declared: what is declared of the call.
       example: the leaves of the example, in the order of the contract's inputs.
     """
 
+    model: torch.nn.Module
     capture: Capture
     derivation: Derivation
-    declared: Mapping[str, Sequence[Declaration]]
+    declared: Declarations
     example: Sequence[object]
 
 
@@ -63,31 +64,41 @@ class Tracer:
         self,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        declared: Mapping[str, Sequence[Declaration]],
+        declared: Declarations,
     ) -> Traced:
         """Returns the graph and the contract for an example. Raises: ExportError."""
         call = bind_example(self.module.forward, args, kwargs)
-        captured = capture(self.module, call, declared, strict=self.strict)
+        captured = capture(self.module, call, declared.dimensions, strict=self.strict)
         derivation = derive(captured, call, declared, self.output_names, self.method)
-        return Traced(captured, derivation, declared, [leaf for _, leaf in call.leaves])
+        return Traced(
+            self.module, captured, derivation, declared, [leaf for _, leaf in call.leaves]
+        )
 
 
-def settle(tracer: Tracer, traced: Traced) -> Contract:
+def settle(tracer: Tracer, traced: Traced, accept_narrowing: str | None = None) -> Contract:
     """Returns the contract without the exclusions that the graph does not need.
 
+    Args:
+      tracer: of the model.
+      traced: the model.
+      accept_narrowing: why the contract may be narrower than was declared; it is noted there.
+
     Raises:
-      ExportError: the contract is narrower than was declared.
+      ExportError: the contract is narrower than was declared, and nobody said that it may be.
     """
     contract = traced.derivation.contract
     kept = []
+    notes = []
     for relation in contract.relations:
         excluded = _excluded_value(relation)
         if excluded is not None and _is_needless(tracer, traced, *excluded):
             continue
         if relation in traced.derivation.narrowings:
-            raise traced.derivation.narrowings[relation]
+            if accept_narrowing is None:
+                raise traced.derivation.narrowings[relation]
+            notes.append(f"narrower than declared: {relation}; accepted: {accept_narrowing}")
         kept.append(relation)
-    return replace(contract, relations=tuple(kept))
+    return replace(contract, relations=tuple(kept), notes=tuple(notes))
 
 
 def _excluded_value(relation: Relation) -> tuple[int, int] | None:
@@ -106,25 +117,22 @@ def _is_needless(tracer: Tracer, traced: Traced, symbol: int, value: int) -> boo
     named = contract.symbols[symbol]
     if value < named.minimum or (named.maximum is not None and value > named.maximum):
         return True
-    described = {
-        spec.name: (from_torch(leaf.dtype), leaf.shape)
-        for spec, leaf in zip(contract.inputs, traced.example, strict=True)
-        if isinstance(leaf, torch.Tensor)
-    }
-    binding = list(contract.check(described))
+    binding = list(binding_of(contract, traced.example))
     binding[symbol] = value
     leaves = resized_leaves(contract, binding, traced.example)
     if leaves is None:
         return False
-    declared = {
+    dimensions = {
         name: [
             Static() if {item.index for item in symbols_of(size)} == {symbol} else declaration
             for size, declaration in zip(
                 contract.tensor_inputs[name].shape, declarations, strict=True
             )
         ]
-        for name, declarations in traced.declared.items()
+        for name, declarations in traced.declared.dimensions.items()
     }
+    fixed = {**traced.declared.fixed, named.name: value}
+    declared = replace(traced.declared, dimensions=dimensions, fixed=fixed)
     call: Any = contract.input_tree.unflatten(iter(leaves))
     args, kwargs = call
     try:

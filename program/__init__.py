@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from slipway.program.container import load_contracts
 from slipway.program.contract import (
+    DEFAULT_METHOD,
     Contract,
     InputSpec,
     OutputSpec,
@@ -20,6 +21,7 @@ from slipway.program.contract import (
 from slipway.program.errors import (
     ContractViolation,
     CorruptProgramError,
+    DataViolation,
     DigestMismatchError,
     OperatorMismatchError,
     ProgramError,
@@ -35,10 +37,12 @@ if TYPE_CHECKING:
     from slipway.program.program import Method, Program, load
 
 __all__ = [
+    "DEFAULT_METHOD",
     "VERSION",
     "Contract",
     "ContractViolation",
     "CorruptProgramError",
+    "DataViolation",
     "DigestMismatchError",
     "Expression",
     "InputSpec",

@@ -1,4 +1,4 @@
-"""program.pb: whatever happens to its bytes ends in a ProgramError that names the file, or in none."""
+"""program.pb: whatever happens to its bytes ends in a ProgramError that names the file."""
 
 from __future__ import annotations
 

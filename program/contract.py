@@ -20,12 +20,14 @@ from slipway.program.expressions import (
     Unknown,
     compile_condition,
     compile_expression,
+    holds,
     linear_form,
 )
 from slipway.program.scalar_types import ScalarType
 from slipway.program.trees import Tree
 
 __all__ = [
+    "DEFAULT_METHOD",
     "Contract",
     "InputSpec",
     "OutputSpec",
@@ -36,6 +38,9 @@ __all__ = [
     "TensorSpec",
     "UnboundSymbolError",
 ]
+
+DEFAULT_METHOD = "forward"
+"""The method of a program that has only one, and the one that calling a program calls."""
 
 PythonValue = None | bool | int | float | str
 """A value that is part of a call but no tensor."""
@@ -127,6 +132,7 @@ class Contract:
       output_tree: how the results are put together.
       relations: conditions that must all hold, evaluated in order.
       batch_symbol: the index of the symbol that calls can be concatenated over, or None.
+      notes: for people: what was accepted or left unchecked when the program was made.
 
     Raises:
       UnboundSymbolError: no input's shape determines one of the symbols.
@@ -141,6 +147,7 @@ class Contract:
     output_tree: Tree
     relations: tuple[Relation, ...] = ()
     batch_symbol: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check  # noqa: B018  (a contract that cannot be checked must not come to be)
@@ -185,10 +192,7 @@ class Contract:
         for symbol, value in zip(self.symbols, binding, strict=True):
             if value < symbol.minimum or (symbol.maximum is not None and value > symbol.maximum):
                 return False
-        try:
-            return all(compile_condition(item.condition)(binding) for item in self.relations)
-        except ZeroDivisionError:
-            return False
+        return all(holds(item.condition, binding) for item in self.relations)
 
     def output_shapes(self, binding: Sequence[int]) -> dict[str, tuple[int | None, ...]]:
         """Returns the shape of each tensor output; None for a size that depends on data."""

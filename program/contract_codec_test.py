@@ -1,4 +1,4 @@
-"""Contracts as messages: what is written is read, and nothing hostile gets further than an error."""
+"""Contracts as messages: what is written is read, and what is hostile is refused."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ LESS = pb.Comparison.LESS
 Operands, Pair = pb.Expression.Operands, pb.Expression.Pair
 
 
-def _hostile() -> dict[str, Callable[[pb.Contract], None]]:
+def _hostile() -> dict[str, Callable[[pb.Contract], object]]:
     return {
         "symbol beyond the list": _set_size(pb.Expression(symbol=1)),
         "largest symbol": _set_size(pb.Expression(symbol=2**32 - 1)),

@@ -1,10 +1,10 @@
-"""Contracts against a reference: what their own text says, evaluated by Python, tried for all values."""
+"""Contracts against a reference: what their own text says in Python, tried for all values."""
 
 from __future__ import annotations
 
 import itertools
 import timeit
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -53,7 +53,7 @@ LARGEST = 7
 
 def contract_of(
     symbols: Sequence[Symbol],
-    shapes: dict[str, Sequence[Expression]],
+    shapes: Mapping[str, Sequence[Expression]],
     relations: Sequence[Condition] = (),
     outputs: Sequence[OutputSpec] = (),
 ) -> Contract:
@@ -124,7 +124,7 @@ def expressions(count: int) -> st.SearchStrategy[Expression]:
         pairs = st.tuples(inner, inner)
         return st.one_of(
             *(pairs.map(kind) for kind in (Add, Multiply, Minimum, Maximum)),
-            *(pairs.map(lambda pair, kind=kind: kind(*pair)) for kind in (FloorDivide, Modulo)),
+            *(st.builds(kind, inner, inner) for kind in (FloorDivide, Modulo)),
         )
 
     return st.recursive(leaves, combined, max_leaves=3)
@@ -227,7 +227,7 @@ def key(violation: Violation) -> tuple[object, ...]:
 
 
 def with_nearest(contract: Contract, call: Call, violation: Violation, nearest: str) -> Call:
-    """Returns the call with one violation mended as it says, in every dimension that depends on it."""
+    """Returns the call with one violation mended, in every dimension that depends on it."""
     name, dimension = violation.input, violation.dimension
     text = nearest
     if violation.code == "relation":

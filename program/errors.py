@@ -6,7 +6,8 @@ SlipwayError
 │   ├── DigestMismatchError      altered since it was written
 │   ├── UnsupportedVersionError  written by a newer Slipway
 │   └── OperatorMismatchError    an operator is not allowed, not there, or has changed
-└── ContractViolation            a request's shapes, dtypes or names break the contract
+├── ContractViolation            a call's shapes, dtypes or names break the contract
+└── DataViolation                a call's values break what the model asserts of them
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 __all__ = [
     "ContractViolation",
     "CorruptProgramError",
+    "DataViolation",
     "DigestMismatchError",
     "OperatorMismatchError",
     "ProgramError",
@@ -84,6 +86,10 @@ class Violation:
             part = {"dtype": ".datatype", "rank": ".shape"}.get(self.code, "")
             return f"inputs[{self.input}]{part}"
         return f"inputs[{self.input}].shape[{self.dimension}]"
+
+
+class DataViolation(SlipwayError):
+    """A call's values break an assertion of the model (`torch._check`)."""
 
 
 class ContractViolation(SlipwayError):

@@ -28,6 +28,7 @@ __all__ = [
     "Unknown",
     "compile_condition",
     "compile_expression",
+    "holds",
     "linear_form",
     "symbols_of",
 ]
@@ -185,7 +186,21 @@ class AnyOf(Condition):
     conditions: tuple[Condition, ...]
 
     def __str__(self) -> str:
+        if sizes := self._sizes():
+            return sizes
         return " or ".join(f"({condition})" for condition in self.conditions)
+
+    def _sizes(self) -> str:
+        """Returns `size in {1, 2, 4}` where that is all that is said."""
+        subjects, values = set(), []
+        for condition in self.conditions:
+            match condition:
+                case Comparison("==", subject, Constant(value)):
+                    subjects.add(subject)
+                    values.append(str(value))
+                case _:
+                    return ""
+        return f"{subjects.pop()} in {{{', '.join(values)}}}" if len(subjects) == 1 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +299,14 @@ def compile_expression(expression: Expression) -> Callable[[Values], int]:
             return _fold([compile_expression(left), compile_expression(right)], operator.mod)
         case _:
             raise ValueError("a size that depends on the inputs' values has no value beforehand")
+
+
+def holds(condition: Condition, values: Values) -> bool:
+    """Returns whether a condition holds; it does not where it divides by zero."""
+    try:
+        return compile_condition(condition)(values)
+    except ZeroDivisionError:
+        return False
 
 
 def compile_condition(condition: Condition) -> Callable[[Values], bool]:

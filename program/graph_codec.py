@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import keyword
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from slipway.program.assertions import ASSERTIONS
 from slipway.program.contract_codec import scalar_type_from_proto
 from slipway.program.errors import CorruptProgramError, OperatorMismatchError
 from slipway.program.operators import operator_name, operator_schema, resolve_operator
@@ -42,13 +43,20 @@ class GraphEncodingError(ValueError):
 class OperatorTable:
     """The operators of all graphs of a program, which nodes refer to by index."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], custom_ops: Collection[str] = ()) -> None:
+        self._custom_ops = custom_ops
         self.names = sorted(set(names))
         self._index = {name: index for index, name in enumerate(self.names)}
 
     @classmethod
-    def of_graphs(cls, graphs: Sequence[fx.Graph]) -> OperatorTable:
+    def of_graphs(
+        cls, graphs: Sequence[fx.Graph], custom_ops: Collection[str] = ()
+    ) -> OperatorTable:
         """Returns the table of every operator that the graphs call.
+
+        Args:
+          graphs: with their subgraphs.
+          custom_ops: namespaces, beside torch's own, whose operators they may call.
 
         Raises:
           GraphEncodingError: programs may not call one of them.
@@ -58,18 +66,21 @@ class OperatorTable:
             for node in graph.nodes:
                 if node.op == "call_function":
                     try:
-                        names.append(operator_name(node.target))
+                        names.append(operator_name(node.target, custom_ops))
                     except OperatorMismatchError as error:
                         raise GraphEncodingError(node, str(error)) from error
-        return cls(names)
+        return cls(names, custom_ops)
 
     def index(self, target: object) -> int:
         """Returns the index of a graph node's target."""
-        return self._index[operator_name(target)]
+        return self._index[operator_name(target, self._custom_ops)]
 
     def to_proto(self) -> list[pb.Operator]:
         """Returns the table with the schemas that the running torch has."""
-        return [pb.Operator(name=name, schema=operator_schema(name)) for name in self.names]
+        return [
+            pb.Operator(name=name, schema=operator_schema(name, self._custom_ops))
+            for name in self.names
+        ]
 
 
 def graph_to_proto(
@@ -187,7 +198,10 @@ def _argument_to_proto(
 
 
 def graph_from_proto(
-    message: pb.Graph, operators: Sequence[pb.Operator], device: torch.device
+    message: pb.Graph,
+    operators: Sequence[pb.Operator],
+    device: torch.device,
+    custom_ops: Collection[str] = (),
 ) -> fx.GraphModule:
     """Returns a callable of a graph, from the graph's inputs to a tuple of its outputs.
 
@@ -195,12 +209,16 @@ def graph_from_proto(
       message: the graph.
       operators: the program's operators.
       device: where the program's tensors are.
+      custom_ops: namespaces, beside torch's own, whose operators it may call.
 
     Raises:
       CorruptProgramError: the message is not a graph.
       OperatorMismatchError: an operator may not be called or is not there.
     """
-    targets = [resolve_operator(item.name, item.schema) for item in operators]
+    resolved = [resolve_operator(item.name, item.schema, custom_ops) for item in operators]
+    targets = [
+        ASSERTIONS.get(item.name, target) for item, target in zip(operators, resolved, strict=True)
+    ]
     names = [item.name.partition("::")[2].partition(".")[0] for item in operators]
     return _graph_module(message, targets, names, device)
 

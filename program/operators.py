@@ -6,7 +6,7 @@ import importlib
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -78,15 +78,19 @@ _VMAP = frozenset(
 )
 
 
-def operator_name(target: object) -> str:
+def operator_name(target: object, custom_ops: Collection[str] = ()) -> str:
     """Returns the name of a graph node's target.
+
+    Args:
+      target: what the node calls.
+      custom_ops: namespaces, beside torch's own, whose operators programs may call.
 
     Raises:
       OperatorMismatchError: programs may not call it.
     """
     if isinstance(target, torch._ops.OpOverload):
         name = f"{target._schema.name}.{target._overloadname}"
-        _check_allowed(name)
+        _check_allowed(name, custom_ops)
         return name
     if isinstance(target, torch._ops.HigherOrderOperator) and target._name in _CONTROL_FLOW:
         return f"control::{target._name}"
@@ -99,43 +103,49 @@ def operator_name(target: object) -> str:
         raise OperatorMismatchError(f"a program cannot call {target!r}") from None
 
 
-def operator_schema(name: str) -> str:
+def operator_schema(name: str, custom_ops: Collection[str] = ()) -> str:
     """Returns the running torch's schema of an operator; empty for a Python function."""
-    target = _lookup(name)
+    target = _lookup(name, custom_ops)
     return str(target._schema) if isinstance(target, torch._ops.OpOverload) else ""
 
 
-def resolve_operator(name: str, schema: str) -> Callable[..., Any]:
+def resolve_operator(
+    name: str, schema: str, custom_ops: Collection[str] = ()
+) -> Callable[..., Any]:
     """Returns what a program calls by a name.
 
     Args:
       name: as `operator_name` gave it.
       schema: the operator's schema when the program was written.
+      custom_ops: namespaces, beside torch's own, whose operators programs may call.
 
     Raises:
       OperatorMismatchError: it is not allowed, this torch does not have it, or its schema here
         would not accept the same calls.
     """
-    target = _lookup(name)
+    target = _lookup(name, custom_ops)
     if isinstance(target, torch._ops.OpOverload) and str(target._schema) != schema:
         _check_compatible(target, schema)
     return target
 
 
-def _check_allowed(name: str) -> tuple[str, str, str]:
+def _check_allowed(name: str, custom_ops: Collection[str]) -> tuple[str, str, str]:
     match = _NAME.fullmatch(name)
     if match is None:
         raise OperatorMismatchError(f"{name!r} is not the name of an operator")
     namespace, base, overload = match.groups()
-    if namespace not in _NAMESPACES or f"{namespace}::{base}" in _REFUSED:
+    allowed = {*_NAMESPACES, *custom_ops}
+    if namespace not in allowed or f"{namespace}::{base}" in _REFUSED:
         raise OperatorMismatchError(
             f"operator '{name}' may not be called by a program; allowed are the namespaces "
-            f"{', '.join(sorted(_NAMESPACES))} without {', '.join(sorted(_REFUSED))}"
+            f"{', '.join(sorted(allowed))} without {', '.join(sorted(_REFUSED))}. If the program "
+            f"was exported with custom operators, load it with custom_ops=['{namespace}'], after "
+            "importing the library that registers them (a server: --custom-ops=MODULE)"
         )
     return namespace, base, overload
 
 
-def _lookup(name: str) -> Callable[..., Any]:
+def _lookup(name: str, custom_ops: Collection[str]) -> Callable[..., Any]:
     if name in _PYTHON_FUNCTIONS:
         return _PYTHON_FUNCTIONS[name]
     namespace, _, base = name.partition("::")
@@ -148,7 +158,7 @@ def _lookup(name: str) -> Callable[..., Any]:
     if namespace == "vmap" and base in _VMAP:
         step: Callable[..., Any] = getattr(predispatch, base)
         return step
-    namespace, base, overload = _check_allowed(name)
+    namespace, base, overload = _check_allowed(name, custom_ops)
     packet = getattr(getattr(torch.ops, namespace), base, None)
     target = getattr(packet, overload, None)
     if not isinstance(target, torch._ops.OpOverload):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slipway.program.container import Container, read_container, write_container
-from slipway.program.contract import Contract, PythonValue
+from slipway.program.contract import DEFAULT_METHOD, Contract, PythonValue
 from slipway.program.contract_codec import contract_to_proto
 from slipway.program.errors import (
     ContractViolation,
@@ -26,9 +26,7 @@ from slipway.program.version import VERSION
 from slipway.program.weights import read_weights, write_weights
 from slipway.proto import program_pb2 as pb
 
-__all__ = ["DEFAULT_METHOD", "Method", "Program", "flatten_call", "load"]
-
-DEFAULT_METHOD = "forward"
+__all__ = ["Method", "Program", "flatten_call", "load"]
 
 
 class Method:
@@ -41,10 +39,11 @@ class Method:
         operators: Sequence[pb.Operator],
         weights: Sequence[torch.Tensor],
         device: torch.device,
+        custom_ops: Collection[str],
     ) -> None:
         self.contract = contract
         self.device = device
-        self._graph_module = graph_from_proto(graph, operators, device)
+        self._graph_module = graph_from_proto(graph, operators, device, custom_ops)
         self._forward = self._graph_module.forward
         _check_outputs(contract, graph)
         # The graph's inputs in its own order: weights in place, and where the call's tensors go.
@@ -255,6 +254,7 @@ class Program:
         *,
         device: torch.device,
         digest: str | None = None,
+        custom_ops: Collection[str] = (),
         torch_version: str = torch.__version__.partition("+")[0],
     ) -> None:
         """Use `slipway.export.export` or `load`.
@@ -265,6 +265,7 @@ class Program:
           weights: by name, sorted, as the graphs refer to them.
           device: where the weights are.
           digest: of the program that this was read from.
+          custom_ops: namespaces, beside torch's own, whose operators it may call.
           torch_version: of the torch that captured it.
         """
         if len(contracts) != len(graphs.methods):
@@ -281,18 +282,27 @@ class Program:
         self._live = {name: live[name] for name in self._state}
         tensors = list(live.values())
         self.methods: dict[str, Method] = {
-            name: Method(contract, graph, graphs.operators, tensors, device)
+            name: Method(contract, graph, graphs.operators, tensors, device, custom_ops)
             for (name, contract), graph in zip(contracts.items(), graphs.methods, strict=True)
         }
 
     @property
     def contract(self) -> Contract:
-        """Returns the contract of the default method, `forward`."""
-        return self.methods[DEFAULT_METHOD].contract
+        """Returns the contract of the default method, `forward`. Raises: ProgramError."""
+        return self._default.contract
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
-        """Calls the default method, `forward`. Raises: ContractViolation."""
-        return self.methods[DEFAULT_METHOD](*args, **kwargs)
+        """Calls the default method, `forward`. Raises: ContractViolation, ProgramError."""
+        return self._default(*args, **kwargs)
+
+    @property
+    def _default(self) -> Method:
+        if DEFAULT_METHOD not in self.methods:
+            raise ProgramError(
+                f"the program has no method '{DEFAULT_METHOD}'; call one of "
+                f"{', '.join(self.methods)}: program.methods[NAME](…)"
+            )
+        return self.methods[DEFAULT_METHOD]
 
     @property
     def state(self) -> Mapping[str, torch.Tensor]:
@@ -359,12 +369,19 @@ def _mutated_weights(
     return mutated
 
 
-def load(directory: str | Path, device: str | torch.device = "cpu") -> Program:
+def load(
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    custom_ops: Collection[str] = (),
+) -> Program:
     """Returns the program in a directory.
 
     Args:
       directory: `NAME.program`, or `MODEL/VERSION` of a repository.
       device: where to run it.
+      custom_ops: namespaces, beside torch's own, whose operators it may call. The libraries that
+        register them must have been imported.
 
     Raises:
       CorruptProgramError: files are missing, truncated or malformed.
@@ -384,6 +401,7 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> Program:
             {item.name: tensor for item, tensor in zip(index.weights, tensors, strict=True)},
             device=device,
             digest=container.digest,
+            custom_ops=custom_ops,
             torch_version=container.torch_version,
         )
     except ProgramError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from slipway.program import Method
+from slipway.program import DataViolation, Method
 from slipway.serving.errors import (
     CancelledError,
     DeviceError,
@@ -67,6 +67,8 @@ class Instance:
                 with torch.inference_mode():
                     placed = [tensor.to(self.device) for tensor in tensors]
                     return [tensor.to("cpu") for tensor in self._method.run(placed)]
+            except DataViolation as error:
+                raise InvalidRequestError(f"{self.subject} refused the request: {error}") from error
             except (MemoryError, RuntimeError, IndexError, ValueError) as error:
                 raise self._translated(error) from error
 

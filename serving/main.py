@@ -42,6 +42,7 @@ def _serve(options: argparse.Namespace) -> int:
     failed = threading.Event()
 
     # These import torch, which takes longer than to refuse a wrong flag.
+    from slipway.program.custom_ops import CustomOpsError, load_custom_ops
     from slipway.serving.devices import resolve_device
     from slipway.serving.repository import Repository
     from slipway.serving.server import InferenceServer
@@ -51,12 +52,16 @@ def _serve(options: argparse.Namespace) -> int:
         stop.set()
 
     device = resolve_device(options.device)
+    try:
+        custom_ops = load_custom_ops(options.custom_ops)
+    except CustomOpsError as error:
+        raise StartupError(str(error), exit_code=2) from error
     repository = Repository(_absolute(options.repository))
     server = InferenceServer(
         repository, workers=options.workers, on_device_failure=on_device_failure
     )
     address = server.start(options.host, options.port)
-    count = server.load(device, stop.is_set)
+    count = server.load(device, stop.is_set, custom_ops)
     if count:
         print(f"slipway: serving {count} programs at {address}", flush=True)
         stop.wait()
@@ -116,6 +121,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--device", default="cpu", help="cpu, cuda:N, or auto (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--custom-ops",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a Python module that registers operators which programs may call; repeatable",
     )
     parser.add_argument(
         "--workers",

@@ -16,13 +16,13 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from slipway.program import Contract, Program, ProgramError, load
+from slipway.program import DEFAULT_METHOD, Contract, Program, ProgramError, load
 from slipway.serving.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -111,21 +111,31 @@ class Repository:
     def ready_count(self) -> int:
         """Returns how many versions take requests."""
         with self._lock:
-            return sum(map(len, self._models.values()))
+            return sum(item.state is State.READY for item in self._statuses.values())
 
-    def load(self, device: torch.device, is_stopping: Callable[[], bool] = lambda: False) -> None:
+    def load(
+        self,
+        device: torch.device,
+        is_stopping: Callable[[], bool] = lambda: False,
+        custom_ops: Collection[str] = (),
+    ) -> None:
         """Loads every version onto `device`; after it, none is LOADING.
 
         Args:
           device: where the programs run.
+          custom_ops: namespaces of operators, beside torch's own, that programs may call.
           is_stopping: asked before each version; the rest is not loaded when it says yes.
         """
         for (name, version), status in sorted(self._statuses.items()):
             if status.state is not State.LOADING or is_stopping():
                 continue
-            model, reason = None, ""
+            models: list[Model] = []
+            reason = ""
+            path = self._directory / name / str(version)
             try:
-                model = _load(self._directory / name / str(version), name, version, device)
+                program = load(path, device=str(device), custom_ops=custom_ops)
+                models = _models_of(program, name, version, device)
+                self._require_free_names(name, models)
             except (ProgramError, SignatureError) as error:
                 # A path of the server's is nobody's business who can reach its port.
                 reason = str(error).replace(str(self._directory) + os.sep, "")
@@ -133,14 +143,22 @@ class Repository:
                 _LOGGER.exception("cannot load model '%s' version %d", name, version)
                 reason = f"{type(error).__name__} while loading; the server's log has the cause"
             with self._lock:
-                state = State.UNAVAILABLE if model is None else State.READY
+                state = State.READY if models else State.UNAVAILABLE
                 self._statuses[name, version] = VersionStatus(name, version, state, reason)
-                if model is not None:
-                    self._models[name][version] = model
-            if model is None:
+                for model in models:
+                    self._models.setdefault(model.name, {})[version] = model
+            if not models:
                 _LOGGER.error("model '%s' version %d is unavailable: %s", name, version, reason)
             else:
                 _LOGGER.info("model '%s' version %d is ready on %s", name, version, device)
+
+    def _require_free_names(self, name: str, models: Sequence[Model]) -> None:
+        """Raises SignatureError if a method's name is that of another model of the repository."""
+        for model in models:
+            if model.name != name and any(other == model.name for other, _ in self._statuses):
+                raise SignatureError(
+                    f"its method would be served as '{model.name}', which is another model's name"
+                )
 
     def find(self, name: str, version: str) -> Model:
         """Returns the version `version` of the model `name`, or its latest if `version` is "".
@@ -232,19 +250,18 @@ def _is_listed(entry: os.DirEntry[str]) -> bool:
     return not entry.name.startswith(".") and entry.is_dir()
 
 
-def _load(path: Path, name: str, version: int, device: torch.device) -> Model:
-    program: Program = load(path, device=str(device))
-    methods = program.methods
-    chosen = "forward" if "forward" in methods or len(methods) != 1 else next(iter(methods))
-    if chosen not in methods:
-        raise SignatureError(
-            f"it has the methods {', '.join(sorted(methods))}; a program with several is served by "
-            "its method 'forward'"
-        )
-    method = methods[chosen]
-    signature = Signature.of(method.contract)
-    instance = Instance(f"model '{name}' version {version}", method, device)
-    return Model(name, version, program.digest or "", method.contract, signature, instance)
+def _models_of(program: Program, name: str, version: int, device: torch.device) -> list[Model]:
+    """Returns what a program is served as: its method `forward`, or its only one, by the model's
+    name, and the others as MODEL.METHOD. They share the weights."""
+    models = []
+    for method_name, method in program.methods.items():
+        plain = method_name == DEFAULT_METHOD or len(program.methods) == 1
+        own_name = name if plain else f"{name}.{method_name}"
+        instance = Instance(f"model '{own_name}' version {version}", method, device)
+        signature = Signature.of(method.contract)
+        digest = program.digest or ""
+        models.append(Model(own_name, version, digest, method.contract, signature, instance))
+    return models
 
 
 def _parse_version(text: str) -> int | None:

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -95,14 +95,20 @@ class InferenceServer:
         self._server.start()
         return f"{bracketed}:{bound}"
 
-    def load(self, device: torch.device, is_stopping: Callable[[], bool]) -> int:
+    def load(
+        self,
+        device: torch.device,
+        is_stopping: Callable[[], bool],
+        custom_ops: Collection[str] = (),
+    ) -> int:
         """Loads the models, opens for requests, and returns how many versions take them.
 
         Args:
           device: where the models run.
           is_stopping: asked before each version; the rest is not loaded when it says yes.
+          custom_ops: namespaces of operators, beside torch's own, that programs may call.
         """
-        self._repository.load(device, is_stopping)
+        self._repository.load(device, is_stopping, custom_ops)
         self._service.phase = Phase.SERVING
         for name in self._repository.names:
             self._health.report(name, bool(self._repository.ready_versions(name)))

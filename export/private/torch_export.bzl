@@ -1,6 +1,7 @@
 """Implementation of torch_export."""
 
 load("//export:providers.bzl", "TorchProgramInfo")
+load("//program:python_modules.bzl", "python_modules")
 
 def _import_roots(ctx, model):
     """Returns the folders, from the execution root, that a py_binary with this model would import from."""
@@ -23,7 +24,10 @@ def _torch_export_impl(ctx):
     arguments.set_param_file_format("multiline")
     arguments.add("--label", str(ctx.label).lstrip("@"))
     arguments.add("--entry_point", ctx.attr.entry_point)
-    arguments.add_all(_import_roots(ctx, model), before_each = "--import_root", uniquify = True)
+    python = [model] + ctx.attr.custom_ops
+    roots = [root for target in python for root in _import_roots(ctx, target)]
+    arguments.add_all(roots, before_each = "--import_root", uniquify = True)
+    arguments.add_all(python_modules(ctx.attr.custom_ops), before_each = "--custom_ops")
     arguments.add("--output", program.path)
 
     ctx.actions.run(
@@ -32,9 +36,13 @@ def _torch_export_impl(ctx):
         executable = ctx.executable.exporter,
         arguments = [arguments],
         inputs = depset(transitive = [
-            model[PyInfo].transitive_sources,
-            model[DefaultInfo].default_runfiles.files,
             depset(ctx.files.data),
+        ] + [
+            target[PyInfo].transitive_sources
+            for target in python
+        ] + [
+            target[DefaultInfo].default_runfiles.files
+            for target in python
         ]),
         outputs = [program],
         env = {
@@ -59,6 +67,10 @@ _torch_export = rule(
     implementation = _torch_export_impl,
     doc = "Exports a PyTorch model to a program directory, NAME.program.",
     attrs = {
+        "custom_ops": attr.label_list(
+            providers = [PyInfo],
+            doc = "py_library targets whose modules register the operators, outside torch's own, that the graph may call. A server of the program needs them too.",
+        ),
         "data": attr.label_list(
             allow_files = True,
             doc = "Files that the entry point reads, by their path from the workspace's root.",
@@ -95,8 +107,8 @@ def torch_export(*, name, model, entry_point, **kwargs):
       entry_point: `MODULE:FUNCTION`, as Python imports it: `models.ranker:export_spec`
         for //models:ranker.py. The function takes no arguments and returns an `ExportSpec`.
         The random seed is 0 when it is called.
-      **kwargs: `data`, files that the entry point reads; `exporter`, another exporter; and
-        what every rule takes (tags, visibility, ...).
+      **kwargs: `data`, files that the entry point reads; `custom_ops`, libraries of operators;
+        `exporter`, another exporter; and what every rule takes (tags, visibility, ...).
     """
     _torch_export(
         name = name,

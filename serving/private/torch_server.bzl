@@ -1,5 +1,6 @@
 """torch_server: a server and its programs as one runnable target."""
 
+load("//program:python_modules.bzl", "python_modules")
 load("//serving:providers.bzl", "TorchModelRepositoryInfo")
 load(":torch_model_repository.bzl", "torch_model_repository")
 
@@ -20,20 +21,24 @@ def _server_main_impl(ctx):
         content = _MAIN.format(
             label = ctx.label.name,
             program = json.encode(ctx.attr.repository[TorchModelRepositoryInfo].rlocation_path),
-            flags = json.encode(ctx.attr.flags),
+            flags = json.encode(ctx.attr.flags + [
+                "--custom-ops=" + module
+                for module in python_modules(ctx.attr.custom_ops)
+            ]),
         ),
     )
 
 _server_main = rule(
     implementation = _server_main_impl,
     attrs = {
+        "custom_ops": attr.label_list(providers = [PyInfo]),
         "flags": attr.string_list(),
         "main": attr.output(mandatory = True),
         "repository": attr.label(mandatory = True, providers = [TorchModelRepositoryInfo]),
     },
 )
 
-def torch_server(*, name, programs, device = "cpu", flags = [], **kwargs):
+def torch_server(*, name, programs, device = "cpu", custom_ops = [], flags = [], **kwargs):
     """A server of `programs`: `bazel run` it, or ship it with its runfiles.
 
     Flags on the command line come after those given here, and win: `bazel run :NAME -- --port=0`.
@@ -51,6 +56,8 @@ def torch_server(*, name, programs, device = "cpu", flags = [], **kwargs):
       programs: from the label of each program to its place MODEL/VERSION, the version an integer
         from 1. A client asks for MODEL, and gets the highest version unless it names another.
       device: `cpu`, `cuda:N` or `auto`.
+      custom_ops: py_library targets that register the operators which programs were exported
+        with, as in torch_export.
       flags: of the server; `bazel run //serving:server -- --help` lists them.
       **kwargs: as for `py_binary`.
     """
@@ -68,6 +75,7 @@ def torch_server(*, name, programs, device = "cpu", flags = [], **kwargs):
     main = name + "_main.py"
     _server_main(
         name = name + ".main",
+        custom_ops = custom_ops,
         flags = ["--device=" + device] + flags,
         main = main,
         repository = ":" + repository,
@@ -78,6 +86,6 @@ def torch_server(*, name, programs, device = "cpu", flags = [], **kwargs):
         srcs = [main],
         main = main,
         data = kwargs.pop("data", []) + [":" + repository],
-        deps = kwargs.pop("deps", []) + [Label("//serving")],
+        deps = kwargs.pop("deps", []) + custom_ops + [Label("//serving")],
         **kwargs
     )

@@ -1,0 +1,674 @@
+"""Exports of small models: what becomes of them, and what is refused with which line and advice."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from slipway.export import Dim, ExportError, ExportErrorKind, ExportSpec, export, export_spec
+from slipway.program import ContractViolation, Program, load
+from slipway.program.scalar_types import ScalarType
+
+AUTO = Dim.AUTO
+HERE = Path(__file__).name
+
+
+def shapes_of(program: Program) -> list[str]:
+    return [str(spec) for spec in program.contract.tensor_inputs.values()]
+
+
+def relations_of(program: Program) -> list[str]:
+    return [str(relation) for relation in program.contract.relations]
+
+
+def ranges_of(program: Program) -> dict[str, str]:
+    return {symbol.name: symbol.allowed for symbol in program.contract.symbols}
+
+
+def accepts(program: Program, *shapes: Sequence[int]) -> bool:
+    try:
+        program(*(torch.ones(tuple(shape)) for shape in shapes))
+    except ContractViolation:
+        return False
+    return True
+
+
+def failure(*args: Any, **kwargs: Any) -> ExportError:
+    with pytest.raises(ExportError) as caught:
+        export(*args, **kwargs)
+    error = caught.value
+    assert str(error).startswith(f"{error.kind.value}: {error.reason}")
+    assert f"what to do: {error.advice}" in str(error)
+    assert len(error.advice) > 10
+    return error
+
+
+def line_of(function: Callable[..., Any], text: str) -> str:
+    """Returns where a line of a function is, as an error names it."""
+    lines, first = inspect.getsourcelines(function)
+    (offset,) = (offset for offset, line in enumerate(lines) if text in line)
+    return f"{HERE}:{first + offset}"
+
+
+def at(error: ExportError) -> str:
+    assert error.source is not None, error
+    assert not Path(error.source.file).is_absolute()
+    return f"{Path(error.source.file).name}:{error.source.line}"
+
+
+# What can be exported -----------------------------------------------------------------------------
+
+
+def add_one(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+@pytest.mark.parametrize("args", [torch.ones(3), (torch.ones(3),)])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_function_of_a_bare_tensor_or_a_tuple(args: Any, strict: bool) -> None:
+    program = export(add_one, args, strict=strict)
+    assert torch.equal(program(torch.zeros(3)), torch.ones(3))
+    assert shapes_of(program) == ["float32[3]"]
+
+
+class Callable_:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+@pytest.mark.parametrize("model", [nn.Linear(3, 3), nn.Linear(3, 3).forward, Callable_()])
+def test_modules_methods_and_callable_objects(model: Callable[..., torch.Tensor]) -> None:
+    x = torch.rand(2, 3)
+    program = export(model, x)
+    torch.testing.assert_close(program(x), model(x).detach())
+
+
+def test_everything_is_static_unless_it_is_marked() -> None:
+    program = export(add_one, torch.ones(2, 3, 4), dynamic_shapes={"x": {1: Dim("rows")}})
+    assert shapes_of(program) == ["float32[2, rows, 4]"]
+    assert ranges_of(program) == {"rows": "0.."}
+    assert accepts(program, (2, 0, 4))
+    assert accepts(program, (2, 99, 4))
+    for shape in [(1, 3, 4), (2, 3, 5), (2, 3), (2, 3, 4, 1)]:
+        assert not accepts(program, shape)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+def test_an_example_of_any_size_stands_for_all(size: int) -> None:
+    batch = Dim("batch", max=64)
+    program = export(nn.Linear(4, 2), torch.ones(size, 4), dynamic_shapes=[{0: batch}])
+    assert shapes_of(program) == ["float32[batch, 4]"]
+    assert relations_of(program) == []
+    for other in (0, 1, 2, 3, 64):
+        assert program(torch.ones(other, 4)).shape == (other, 2)
+    assert not accepts(program, (65, 4))
+
+
+@pytest.mark.parametrize("minimum", [0, 1, 2, 3])
+def test_bounds_are_exact_at_both_ends(minimum: int) -> None:
+    batch = Dim("batch", min=minimum, max=7)
+    program = export(add_one, torch.ones(4), dynamic_shapes=[{0: batch}])
+    assert [size for size in range(12) if accepts(program, (size,))] == list(range(minimum, 8))
+
+
+def test_derived_dimensions_take_multiples_alone() -> None:
+    blocks = Dim("blocks", min=1, max=4)
+    program = export(lambda x: x.view(-1, 8), torch.ones(16), dynamic_shapes={"x": {0: 8 * blocks}})
+    assert shapes_of(program) == ["float32[8*blocks]"]
+    assert [size for size in range(50) if accepts(program, (size,))] == [8, 16, 24, 32]
+    with pytest.raises(ContractViolation, match="nearest legal value: 8 or 16"):
+        program(torch.ones(9))
+
+
+def test_a_root_that_no_dimension_shows_still_has_to_fit() -> None:
+    n = Dim("n", max=8)
+
+    def both(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x[1:] + y
+
+    program = export(
+        both, (torch.ones(7), torch.ones(6)), dynamic_shapes=({0: 2 * n + 1}, {0: 2 * n})
+    )
+    pairs = itertools.product(range(20), repeat=2)
+    legal = [pair for pair in pairs if accepts(program, pair[:1], pair[1:])]
+    assert legal == [(2 * value + 1, 2 * value) for value in range(9)]
+
+
+def test_the_same_dim_on_two_inputs_must_agree() -> None:
+    batch = Dim("batch", min=1, max=9)
+    program = export(
+        lambda x, y: x + y.sum(1),
+        (torch.ones(2), torch.ones(2, 3)),
+        dynamic_shapes=({0: batch}, {0: batch}),
+    )
+    assert accepts(program, (5,), (5, 3))
+    assert not accepts(program, (5,), (4, 3))
+    assert program.contract.batch_symbol == 0
+
+
+def test_auto_dimensions_are_what_tracing_finds() -> None:
+    def model(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, y])[:, None] * z
+
+    program = export(
+        model,
+        (torch.ones(2), torch.ones(3), torch.ones(5, 4)),
+        dynamic_shapes=({0: AUTO}, {0: AUTO}, {0: AUTO, 1: Dim.STATIC}),
+    )
+    assert shapes_of(program) == ["float32[x_0]", "float32[y_0]", "float32[x_0 + y_0, 4]"]
+    assert accepts(program, (7,), (4,), (11, 4))
+    assert not accepts(program, (7,), (4,), (10, 4))
+
+
+def test_auto_dimensions_may_turn_out_static_and_dynamic_ones_may_not() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.ones(3)
+
+    assert shapes_of(export(model, torch.ones(3), dynamic_shapes=[{0: AUTO}])) == ["float32[3]"]
+    error = failure(model, torch.ones(3), dynamic_shapes=[{0: Dim.DYNAMIC}])
+    assert error.kind is ExportErrorKind.CONSTRAINT_VIOLATION
+    assert "'x' dimension 0 is declared dynamic" in error.reason
+    assert at(error) == line_of(model, "torch.ones(3)")
+
+
+def test_bounds_of_an_auto_dimension_hold_even_where_it_is_another_one() -> None:
+    def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # Within its bounds this cannot be, so tracing keeps no guard of it.
+        factor = 3 if y.shape[0] == 50 else 1
+        return (torch.cat([x, x]) + y) * factor
+
+    program = export(
+        model, (torch.ones(3), torch.ones(6)), dynamic_shapes=({0: AUTO}, {0: AUTO(min=4, max=8)})
+    )
+    legal = [size for size in range(60) if accepts(program, (size,), (2 * size,))]
+    assert legal == [2, 3, 4]
+
+
+def test_relations_that_tracing_relied_on_are_checked_and_name_their_line(tmp_path: Path) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] % 4 == 0:
+            return x * 2
+        return x
+
+    program = export(model, torch.ones(8), dynamic_shapes=[{0: AUTO}])
+    program.save(tmp_path)
+    with pytest.raises(ContractViolation) as caught:
+        load(tmp_path)(torch.ones(6))
+    assert "x_0 % 4 == 0 does not hold for x_0 = 6" in str(caught.value)
+    assert line_of(model, "% 4 == 0") in str(caught.value)
+
+
+def test_outputs_are_named_by_their_place_or_their_key() -> None:
+    def names(model: Callable[..., Any], **kwargs: Any) -> list[str]:
+        return [spec.name for spec in export(model, torch.ones(3), **kwargs).contract.outputs]
+
+    assert names(lambda x: x + 1) == ["output"]
+    assert names(lambda x: (x + 1, [x + 2, x + 3])) == ["output_0", "output_1.0", "output_1.1"]
+    assert names(lambda x: {"a": x + 1, "b": {"c": x + 2}}) == ["a", "b.c"]
+    assert names(lambda x: (x + 1, x + 2), output_names=["left", "right"]) == ["left", "right"]
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", ""], ["a", "b", "c"]])
+def test_output_names_must_be_one_for_each(names: list[str]) -> None:
+    error = failure(lambda x: (x + 1, x + 2), torch.ones(3), output_names=names)
+    assert error.kind is ExportErrorKind.INVALID_SPEC
+    assert "the model has 2 outputs" in error.reason
+
+
+def test_nested_arguments_keywords_and_plain_values() -> None:
+    def model(
+        x: dict[str, torch.Tensor], scale: float, *, flag: bool, rest: list[Any], mode: str = "sum"
+    ) -> dict[str, Any]:
+        total = x["a"] * scale + x["b"]
+        if flag and mode == "sum" and rest[1] is None:
+            total = total + rest[0]
+        return {"total": total, "rows": total.shape[0], "flag": flag, "mode": mode, "none": None}
+
+    rows = Dim("rows", min=1, max=8)
+    inputs = {"a": torch.rand(3), "b": torch.rand(3)}
+    rest = [torch.rand(3), None]
+    program = export(
+        model,
+        (inputs, 0.5),
+        # In another order than the signature has them.
+        {"rest": rest, "flag": True},
+        dynamic_shapes={
+            "x": {"a": {0: rows}, "b": {0: rows}},
+            "scale": None,
+            "rest": [{0: rows}, None],
+            "flag": None,
+        },
+    )
+    result = program(inputs, 0.5, flag=True, rest=rest)
+    expected = model(inputs, 0.5, flag=True, rest=rest)
+    assert result.keys() == expected.keys()
+    assert torch.equal(result.pop("total"), expected.pop("total"))
+    assert result == expected == {"rows": 3, "flag": True, "mode": "sum", "none": None}
+    for wrong in ({"scale": 0.25}, {"flag": False}, {"rest": [rest[0], 1]}, {"rest": rest[:1]}):
+        call = {"x": inputs, "scale": 0.5, "flag": True, "rest": rest, **wrong}
+        with pytest.raises(ContractViolation):
+            program(**call)
+
+
+@pytest.mark.parametrize("value", [None, True, 3, 0.5, -math.inf, "text"])
+def test_plain_values_are_passed_through_and_returned(value: Any) -> None:
+    program = export(lambda x, y: (x + 1, y), (torch.ones(2), value))
+    assert program(torch.ones(2), value)[1] == value
+    with pytest.raises(ContractViolation, match="for which the program was exported"):
+        program(torch.ones(2), "something else")
+
+
+def test_variadic_arguments() -> None:
+    n = Dim("n", min=1, max=8)
+    program = export(
+        lambda *xs, **named: sum(xs) - named["z"],
+        (torch.ones(3), torch.ones(3)),
+        {"z": torch.ones(3)},
+        dynamic_shapes={"xs": ({0: n}, {0: n}), "named": {"z": {0: n}}},
+    )
+    x = torch.rand(5)
+    torch.testing.assert_close(program(x, x, z=x), x)
+    assert list(program.contract.tensor_inputs) == ["xs_0", "xs_1", "z"]
+
+
+def test_sizes_that_depend_on_data_are_unknown_in_the_contract() -> None:
+    program = export(lambda x: x[x > 0], torch.tensor([1.0, -1.0, 2.0]))
+    assert program.contract.output_shapes(()) == {"output": (None,)}
+    assert program(torch.tensor([-1.0, 5.0, -1.0])).tolist() == [5.0]
+
+
+def test_tied_weights_are_kept_once(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(100, 16)
+            self.head = nn.Linear(16, 100, bias=False)
+            self.head.weight = self.embedding.weight
+            self.register_buffer("flat", self.embedding.weight.detach().view(-1))
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(self.embedding(tokens))
+            return logits + self.get_buffer("flat")[:100]
+
+    model = Tied().eval()
+    tokens = torch.randint(100, (2, 5))
+    program = export(model, tokens)
+    program.save(tmp_path)
+    torch.testing.assert_close(load(tmp_path)(tokens), model(tokens).detach())
+    size = (tmp_path / "weights" / "weights-00001.safetensors").stat().st_size
+    # The table once, and its flat view, which is another tensor.
+    assert 2 * 6400 <= size < 2 * 6400 + 1000
+
+
+@pytest.mark.parametrize("scalar_type", ScalarType)
+def test_inputs_and_outputs_of_every_dtype(scalar_type: ScalarType, tmp_path: Path) -> None:
+    x = torch.arange(4).to(getattr(torch, scalar_type.value))
+    export(lambda x: (x, x.clone()), x).save(tmp_path)
+    for result in load(tmp_path)(x):
+        assert torch.equal(result.view(torch.uint8), x.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e8m0fnu, torch.complex128, torch.float8_e4m3fnuz], ids=str
+)
+def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.zeros(16, dtype=torch.uint8).view(dtype))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (
+                x + self.get_buffer("table").abs().sum().float()
+                if dtype.is_complex
+                else (x + self.get_buffer("table").float().sum())
+            )
+
+    error = failure(Model(), torch.ones(3))
+    assert error.kind is ExportErrorKind.INVALID_SPEC
+    assert "'table' is of" in error.reason or ".table' is of" in error.reason
+    assert str(dtype).removeprefix("torch.") in error.reason
+
+
+# Narrowing ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "dims", "needs", "advice"),
+    [
+        (lambda x: x.view(-1, 8), (16,), {0: Dim("n", max=64)}, "n % 8 == 0", "8*k"),
+        (
+            lambda x: x * 2 if x.shape[0] <= 10 else x,
+            (3,),
+            {0: Dim("n", max=64)},
+            "n <= 10",
+            "max=10",
+        ),
+        (
+            lambda x: functional.conv1d(x, torch.ones(1, 1, 3)),
+            (1, 1, 9),
+            {2: Dim("n", min=1, max=64)},
+            # Torch finds the weaker condition first.
+            "n > 1",
+            "min=2",
+        ),
+        (
+            lambda x: x + torch.ones(3),
+            (3,),
+            {0: Dim("n", max=64)},
+            "n == 3",
+            "make the dimension static (3)",
+        ),
+        (
+            lambda x: x * 2 if x.shape[0] == 1 else x,
+            (3,),
+            {0: Dim("n", min=1, max=64)},
+            "n != 1",
+            "min=2",
+        ),
+        (
+            lambda x: x + x.t(),
+            (3, 3),
+            {0: Dim("n", max=9), 1: Dim("m", max=9)},
+            "== ",
+            "use one Dim for both",
+        ),
+    ],
+)
+def test_a_model_that_needs_more_than_was_declared_says_what_and_where(
+    model: Callable[..., Any], example: tuple[int, ...], dims: Any, needs: str, advice: str
+) -> None:
+    error = failure(model, torch.ones(example), dynamic_shapes=[dims])
+    assert error.kind is ExportErrorKind.CONSTRAINT_VIOLATION
+    assert f"the model needs {needs}" in error.reason or needs in error.reason
+    assert "which fails for" in error.reason
+    assert advice in error.advice
+    assert at(error).startswith(HERE)
+
+
+def test_an_output_whose_rank_depends_on_a_size_is_refused() -> None:
+    error = failure(lambda x: x.squeeze(0), torch.ones(3, 4), dynamic_shapes=[{0: Dim("n", max=8)}])
+    assert error.kind is ExportErrorKind.CONSTRAINT_VIOLATION
+    assert "float32[n, 4] in general, but of the shape [4] for n = 1" in error.reason
+
+
+def test_two_sizes_that_only_together_take_another_path_are_noticed() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        first, second = bool(x.shape[0] == 1), bool(x.shape[1] == 1)
+        return x * 100 if first and second else x + 1
+
+    for dims in ({0: AUTO, 1: AUTO}, {0: Dim("n", max=8), 1: Dim("m", max=8)}):
+        try:
+            program = export(model, torch.ones(3, 4), dynamic_shapes=[dims])
+        except ExportError:
+            continue
+        assert not accepts(program, (1, 1))
+
+
+# Soundness ----------------------------------------------------------------------------------------
+
+
+def _shapes_of_views(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1) + y
+
+
+def _heads(x: torch.Tensor) -> torch.Tensor:
+    return x.view(x.shape[0], 4, -1).transpose(0, 1).reshape(4, -1)
+
+
+def _halves(x: torch.Tensor) -> torch.Tensor:
+    half = x.shape[0] // 2
+    return x[:half] + x[half : 2 * half]
+
+
+def _branches(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    if x.shape[0] > y.shape[0] or x.shape[1] % 3 == 1:
+        return x.sum(0)
+    return x.mean(0) + y.sum()
+
+
+def _windows(x: torch.Tensor) -> torch.Tensor:
+    return x.unfold(1, 3, 2).sum(2)
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks"),
+    [
+        (add_one, (1,)),
+        (_shapes_of_views, (2, 1)),
+        (_heads, (2,)),
+        (_halves, (1,)),
+        (_branches, (2, 1)),
+        (_windows, (2,)),
+        (lambda x: x @ x.t(), (2,)),
+        (lambda x, y: torch.cat([x, y], 1), (2, 2)),
+        (lambda x: x.unsqueeze(0).expand(3, *x.shape).sum(0), (2,)),
+        (lambda x: x[:, :5] + 1, (2,)),
+    ],
+)
+def test_whatever_the_contract_accepts_the_program_and_the_model_agree_on(
+    model: Callable[..., torch.Tensor], ranks: tuple[int, ...]
+) -> None:
+    example = tuple(torch.rand((4, 8)[:rank] if rank == 2 else 32) for rank in ranks)
+    program = export(
+        model, example, dynamic_shapes=tuple(dict.fromkeys(range(rank), AUTO) for rank in ranks)
+    )
+    source = random.Random(11)
+    accepted = 0
+    for _ in range(150):
+        sizes = [[source.randint(0, 12) for _ in range(rank)] for rank in ranks]
+        if len(ranks) == 2 and source.random() < 0.5:
+            sizes[1] = [math.prod(sizes[0])] if ranks[1] == 1 else [sizes[0][0], 3]
+        inputs = [torch.rand(*shape) for shape in sizes]
+        try:
+            actual = program(*inputs)
+        except ContractViolation:
+            continue
+        accepted += 1
+        torch.testing.assert_close(actual, model(*inputs), equal_nan=True)
+    assert accepted > 0
+
+
+# What cannot be exported --------------------------------------------------------------------------
+
+
+def _branch_on_values(x: torch.Tensor) -> torch.Tensor:
+    if x.sum() > 0:
+        return x
+    return -x
+
+
+def _branch_on_a_number(x: torch.Tensor) -> torch.Tensor:
+    if x.sum().item() > 3:
+        return x
+    return -x
+
+
+def _reads_numpy(x: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(x.numpy() + 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "kind", "text"),
+    [
+        (
+            _branch_on_values,
+            torch.ones(3),
+            ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW,
+            "if x.sum() > 0",
+        ),
+        (
+            _branch_on_a_number,
+            torch.ones(3),
+            ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW,
+            "if x.sum().item()",
+        ),
+        (_reads_numpy, torch.ones(3), ExportErrorKind.UNSUPPORTED_PYTHON, "x.numpy()"),
+    ],
+)
+def test_what_no_graph_can_say_names_the_line(
+    model: Callable[..., Any], example: torch.Tensor, kind: ExportErrorKind, text: str
+) -> None:
+    error = failure(model, example)
+    assert error.kind is kind
+    assert at(error) == line_of(model, text)
+    assert error.source is not None
+    assert text in error.source.text
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_graph_break_is_never_made(strict: bool) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        with open(__file__) as file:
+            text = file.readline()
+        torch._dynamo.graph_break()
+        return x + len(text) if x.sum() > 0 else x
+
+    error = failure(model, torch.ones(3), strict=strict)
+    assert error.kind in {
+        ExportErrorKind.UNSUPPORTED_PYTHON,
+        ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW,
+    }
+
+
+def test_an_operator_without_a_fake_kernel_is_unsupported() -> None:
+    with torch.library._scoped_library("slipway_test", "FRAGMENT") as library:
+        library.define("mystery(Tensor x) -> Tensor")
+        library.impl("mystery", lambda x: x + 1, "CPU")
+
+        def model(x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = torch.ops.slipway_test.mystery(x)
+            return result
+
+        error = failure(model, torch.ones(3))
+    assert error.kind is ExportErrorKind.UNSUPPORTED_OPERATOR
+    assert "slipway_test" in error.reason
+
+
+def test_dropout_that_is_left_on_differs_from_run_to_run() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5))
+    error = failure(model, torch.ones(3, 16))
+    assert error.kind is ExportErrorKind.DIFFERS_FROM_EAGER
+    assert error.advice == "the model is in training mode: call .eval() on it"
+    export(model.eval(), torch.ones(3, 16))
+
+
+def test_a_model_that_is_random_differs_from_eager() -> None:
+    error = failure(lambda x: x + torch.rand(4), torch.ones(4))
+    assert error.kind is ExportErrorKind.DIFFERS_FROM_EAGER
+    assert "random" in error.advice
+
+
+def test_a_model_that_counts_its_calls_in_python_differs_from_eager() -> None:
+    calls = iter(range(1000))
+    error = failure(lambda x: x + next(calls), torch.ones(4))
+    assert error.kind is ExportErrorKind.DIFFERS_FROM_EAGER
+
+
+def _multiplies_wrongly(x: torch.Tensor) -> torch.Tensor:
+    return x @ torch.ones(5)
+
+
+def _divides(x: torch.Tensor) -> torch.Tensor:
+    return x[: 12 // x.shape[0]]
+
+
+def test_a_model_that_fails_itself_is_named_as_such() -> None:
+    error = failure(_multiplies_wrongly, torch.ones(4))
+    assert error.kind is ExportErrorKind.INVALID_SPEC
+    assert "the model itself fails on the example: RuntimeError" in error.reason
+    assert at(error) == line_of(_multiplies_wrongly, "x @")
+
+
+def test_a_model_that_fails_at_a_declared_size_names_the_size() -> None:
+    error = failure(_divides, torch.ones(4), dynamic_shapes=[{0: Dim("n", max=8)}])
+    assert "n = 0" in error.reason or "n != 0" in error.reason
+    assert at(error) == line_of(_divides, "12 //")
+
+
+N = Dim("n", min=1, max=8)
+
+
+@pytest.mark.parametrize(
+    ("args", "dynamic_shapes", "reason"),
+    [
+        ((torch.ones(9), torch.ones(9)), ({0: N}, {0: N}), "'x' dimension 0 is 9, so n = 9; decl"),
+        ((torch.ones(3), torch.ones(4)), ({0: N}, {0: N}), "n = 3 by 'x' dimension 0, but 4 by"),
+        ((torch.ones(5), torch.ones(4)), ({0: 2 * N}, None), "5, which is not of the form 2*n"),
+        (
+            (torch.ones(5), torch.ones(5)),
+            ({0: N}, {0: Dim("n", max=9)}),
+            "two dimensions are called 'n', with the ranges 1..8",
+        ),
+        ((torch.ones(5), torch.ones(5)), ({0: N},), "has 1 entries for 2 arguments"),
+        (
+            (torch.ones(5), torch.ones(5)),
+            {"z": {0: N}},
+            "names 'z', but the arguments are 'x', 'y'",
+        ),
+        ((torch.ones(5), torch.ones(5)), {"x": {1: N}}, "names dimension 1 of 'x', which has 1"),
+        ((torch.ones(5), torch.ones(5)), {"x": {-1: N}}, "names dimension -1 of 'x'"),
+        ((torch.ones(5), torch.ones(5)), {"x": {0: 6}}, "dimension 0 is 6; the example has 5"),
+        ((torch.ones(5), torch.ones(5)), {"x": {0: "n"}}, "dimension 0 is 'n'"),
+        ((torch.ones(5), torch.ones(5)), {"x": [N, None]}, "lists 2 dimensions for 'x'"),
+        ((torch.ones(5), torch.ones(5)), {"x": 3}, "gives 'x' 3"),
+        ((torch.ones(5), 2), {"y": {0: N}}, "gives 'y' dimensions, but it is a int"),
+        ((torch.ones(5), [torch.ones(5)]), {"y": {1: {0: N}}}, "is not put together as"),
+        ((torch.ones(5),), None, "do not fit the signature"),
+        (([torch.ones(5)] * 3,), None, "do not fit the signature"),
+    ],
+)
+def test_a_spec_that_contradicts_the_example_or_itself(
+    args: tuple[Any, ...], dynamic_shapes: Any, reason: str
+) -> None:
+    def model(x: torch.Tensor, y: Any) -> torch.Tensor:
+        return x + 1
+
+    error = failure(model, args, dynamic_shapes=dynamic_shapes)
+    assert error.kind is ExportErrorKind.INVALID_SPEC
+    assert reason in error.reason
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "reason"),
+    [
+        (3, torch.ones(3), "the model is a int"),
+        (torch.relu, torch.ones(3), "the model is a built-in function"),
+        (
+            lambda x: x["a.b"] + x["a"]["b"],
+            ({"a.b": torch.ones(3), "a": {"b": torch.ones(3)}},),
+            "two of the inputs have one name",
+        ),
+        (lambda x: x[1] + x["1"], ({1: torch.ones(3), "1": 2},), "two of the inputs have one name"),
+        (lambda x: {"a": {"b": x + 1}, "a.b": x + 2}, torch.ones(3), "the output names are"),
+    ],
+)
+def test_what_makes_no_sense_is_an_invalid_spec(model: Any, args: Any, reason: str) -> None:
+    error = failure(model, args)
+    assert error.kind is ExportErrorKind.INVALID_SPEC
+    assert reason in error.reason
+
+
+def test_export_leaves_the_model_the_example_and_the_random_numbers_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.rand(3, 4)
+    kept = x.clone()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    export_spec(ExportSpec(model=model, args=x, dynamic_shapes=[{0: Dim("n", min=1, max=9)}]))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(x, kept)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])

@@ -1,0 +1,236 @@
+"""What torch_export actions run: entry points, messages, and the same bytes from anywhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from slipway.export import ExportError, ExportErrorKind
+from slipway.export.exporter import load_entry_point, main
+from slipway.program import load
+
+MODEL = """
+import torch
+from slipway.export import Dim, ExportSpec
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
+        # The order of a set of strings depends on the hash seed.
+        for name in sorted({"second", "first"}):
+            self.register_buffer(name, torch.randn(8))
+
+    def forward(self, x, mask):
+        if x.shape[1] % 4 == 0:
+            x = x.reshape(-1, 8)
+        return {"y": self.layers(x) + self.first - self.second, "kept": mask.sum(1)}
+
+
+def export_spec():
+    n, rows = Dim("n", min=1, max=8), Dim("rows", min=1, max=16)
+    return ExportSpec(
+        model=Model().eval(),
+        args=(torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool)),
+        dynamic_shapes={"x": {0: n, 1: 4 * rows}, "mask": {0: n, 1: 4 * rows}},
+    )
+
+
+def breaks_its_own_spec():
+    return ExportSpec(
+        model=torch.nn.ReLU(), args=torch.ones(9), dynamic_shapes=[{0: Dim("n", max=8)}]
+    )
+
+
+def decide(x):
+    if x.sum() > 0:
+        return x
+    return -x
+
+
+def needs_a_graph_break():
+    return ExportSpec(model=decide, args=torch.ones(3))
+
+
+def left_in_training_mode():
+    return ExportSpec(model=torch.nn.Dropout(0.5), args=torch.ones(32))
+
+
+def fails():
+    raise ValueError("no checkpoint")
+
+
+def takes_arguments(path):
+    return None
+
+
+def returns_a_module():
+    return Model()
+
+
+number = 7
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on sys.path with a package `models`; what is imported from it is forgotten."""
+    package = tmp_path / "workspace" / "models"
+    package.mkdir(parents=True)
+    (package / "model.py").write_text(MODEL)
+    (package / "broken.py").write_text("import torch\n\nlayers = 1 / 0\n")
+    (package / "unfinished.py").write_text("def export_spec(:\n")
+    (package / "missing_import.py").write_text("import a_package_that_is_not_there\n")
+    (package / "exits.py").write_text("import sys\n\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.chdir(tmp_path)
+    yield package.parent
+    for name in [name for name in sys.modules if name.partition(".")[0] == "models"]:
+        del sys.modules[name]
+
+
+def run(workspace: Path, entry_point: str, output: Path, **environment: str) -> str:
+    """Runs the exporter in a process of its own; returns what it says, "" if all went well."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "slipway.export.exporter",
+            "--label=//models:it",
+            f"--entry_point={entry_point}",
+            f"--import_root={workspace}",
+            f"--output={output}",
+        ],
+        env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **environment},
+        cwd=environment.get("PWD", "/"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) == (not done.stderr), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "advice"),
+    [
+        ("models.none:export_spec", "cannot be imported: No module named 'models.none'", "list"),
+        ("nowhere:export_spec", "cannot be imported: No module named 'nowhere'", "list its libr"),
+        ("models.missing_import:f", "No module named 'a_package_that_is_not_there'", "that libr"),
+        ("models.broken:export_spec", "fails when it is imported: ZeroDivisionError", "mend"),
+        ("models.unfinished:export_spec", "fails when it is imported: SyntaxError", "mend"),
+        ("models.exits:export_spec", "fails when it is imported: SystemExit", "mend"),
+        ("models.model:nothing", "has no function 'nothing'", "breaks_its_own_spec, decide, exp"),
+        ("models.model", "has no function ''", "name one of its functions"),
+        ("models.model:number", "has no function 'number', but a int", "name one of its"),
+        (":export_spec", "fails when it is imported", "mend"),
+        ("models.model:fails", "fails: ValueError: no checkpoint", "mend the function"),
+        ("models.model:takes_arguments", "missing 1 required positional", "without arguments"),
+        ("models.model:returns_a_module", "returns a Model", "return a slipway.export.ExportSpec"),
+    ],
+)
+def test_a_missing_or_wrong_entry_point(
+    workspace: Path, name: str, reason: str, advice: str
+) -> None:
+    with pytest.raises(ExportError) as caught:
+        load_entry_point(name)
+    error = caught.value
+    assert error.kind is ExportErrorKind.INVALID_SPEC
+    assert reason in error.reason
+    assert advice in error.advice
+
+
+def test_a_failing_entry_point_names_its_line(workspace: Path) -> None:
+    with pytest.raises(ExportError) as caught:
+        load_entry_point("models.model:fails")
+    source = caught.value.source
+    assert source is not None
+    assert source.text == 'raise ValueError("no checkpoint")'
+    assert source.file.endswith("models/model.py")
+    assert not Path(source.file).is_absolute()
+
+
+def test_an_entry_point_starts_from_the_same_random_numbers(workspace: Path) -> None:
+    torch.manual_seed(99)
+    first = load_entry_point("models.model:export_spec")
+    second = load_entry_point("models.model:export_spec")
+    assert isinstance(first.args, tuple)
+    assert isinstance(second.args, tuple)
+    assert torch.equal(first.args[0], second.args[0])
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "line"),
+    [
+        ("needs_a_graph_break", ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW, "if x.sum() > 0:"),
+        ("breaks_its_own_spec", ExportErrorKind.INVALID_SPEC, ""),
+        ("left_in_training_mode", ExportErrorKind.DIFFERS_FROM_EAGER, ""),
+    ],
+)
+def test_a_model_that_cannot_be_exported_fails_the_action_with_a_message(
+    workspace: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    function: str,
+    kind: ExportErrorKind,
+    line: str,
+) -> None:
+    output = tmp_path / "it.program"
+    status = main(
+        ["--label=//models:it", f"--entry_point=models.model:{function}", f"--output={output}"]
+    )
+    message = capfd.readouterr().err
+    assert status == 1
+    assert f"//models:it: cannot be exported: {kind.value}: " in message
+    assert line in message
+    assert "what to do: " in message
+    assert "Traceback" not in message
+    assert str(tmp_path) not in message
+    assert not output.exists()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_same_model_gives_the_same_bytes_in_any_process(
+    workspace: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    outputs = []
+    for number, environment in enumerate(
+        [
+            {"PYTHONHASHSEED": "1", "PWD": str(elsewhere), "USER": "one"},
+            {"PYTHONHASHSEED": "77", "PWD": str(workspace), "USER": "two", "TZ": "Asia/Tokyo"},
+        ]
+    ):
+        output = tmp_path / f"{number}.program"
+        assert run(workspace, "models.model:export_spec", output, **environment) == ""
+        outputs.append(contents(output))
+    assert outputs[0] == outputs[1]
+    for content in outputs[0].values():
+        assert str(tmp_path).encode() not in content
+    (result, mask) = torch.rand(3, 8, 8), torch.ones(3, 8, dtype=torch.bool)
+    assert load(tmp_path / "0.program")(result, mask)["y"].shape == (24, 8)
+
+
+def test_options_may_come_from_a_file(workspace: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    parameters = tmp_path / "parameters"
+    parameters.write_text(
+        f"--label=//models:it\n--entry_point=models.model:export_spec\n--output={output}\n"
+    )
+    assert main([f"@{parameters}"]) == 0
+    assert load(output).contract.symbols[0].name == "n"
