@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from slipway.export.api import export_spec
+from slipway.export.api import export, export_spec
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import ExportSpec
+from slipway.export.worker import serve
 from slipway.program.custom_ops import CustomOpsError, load_custom_ops
 
 __all__ = ["load_entry_point", "main"]
@@ -112,5 +114,22 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _warm_up() -> None:
+    """Exports something small, so that children find imported what every export imports."""
+    export(lambda x: torch.nn.functional.relu(x @ x.T), torch.ones(2, 2))
+
+
+def _serve() -> None:
+    # Libraries may print; answers have a descriptor of their own.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    torch.set_num_threads(1)
+    _warm_up()
+    serve(main, sys.stdin, answers)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if "--persistent_worker" in sys.argv:
+        _serve()
+    else:
+        sys.exit(main(sys.argv[1:]))

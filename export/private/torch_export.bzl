@@ -45,6 +45,10 @@ def _torch_export_impl(ctx):
             for target in python
         ]),
         outputs = [program],
+        execution_requirements = {
+            "requires-worker-protocol": "json",
+            "supports-workers": "1",
+        },
         env = {
             # Random weights and example inputs must not depend on the machine's vector units.
             "ATEN_CPU_CAPABILITY": "default",
