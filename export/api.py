@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from slipway.export.dimensions import bind_example, declare
 from slipway.export.encoding import encode
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.gate import check_against_eager, preserved_buffers
+from slipway.export.layout import differs_when_transposed
 from slipway.export.models import module_for_method
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import DynamicShapes, ExportSpec
 from slipway.export.tightening import tighten
 from slipway.export.tracing import Traced, Tracer, settle
+from slipway.export.translation import is_from_tracing, translate
 from slipway.program.contract import DEFAULT_METHOD, Contract
 from slipway.program.program import Program
 
@@ -95,10 +98,13 @@ def export_spec(spec: ExportSpec) -> Program:
     for name, item in traced.items():
         inferred = {symbol.name for symbol in item.derivation.table.inferred}
         contracts[name] = tighten(item.model, program, name, item.example, inferred)
+        if differs_when_transposed(item.model, program, name, item.example):
+            contracts[name] = replace(contracts[name], contiguous=True)
     program = build()
     for name, item in traced.items():
-        check_against_eager(item.model, program, name, item.example)
-    return program
+        notes = check_against_eager(item.model, program, name, item.example)
+        contracts[name] = replace(contracts[name], notes=(*contracts[name].notes, *notes))
+    return build()
 
 
 def _run_example(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -108,6 +114,8 @@ def _run_example(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[st
         with torch.no_grad(), torch.random.fork_rng(devices=[]), preserved_buffers(module):
             module(*args, **kwargs)
     except Exception as error:
+        if is_from_tracing(error):
+            raise translate(error) from error
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
             f"the model itself fails on the example: {type(error).__name__}: {error}",

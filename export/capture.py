@@ -31,8 +31,9 @@ from slipway.export.dimensions import (
 )
 from slipway.export.errors import ExportError, SourceLine
 from slipway.export.flat_call import flatten_model
+from slipway.export.layout import record_layout_reads
 from slipway.export.sources import innermost_user_line
-from slipway.export.translation import translate
+from slipway.export.translation import quiet_torch, translate
 
 __all__ = ["Capture", "Guard", "capture"]
 
@@ -53,11 +54,13 @@ class Capture:
       exported: torch's exported program.
       guards: in the order in which tracing met them.
       shape_env: the shape environment; None where no dimension is dynamic.
+      layout_source: a line of the model that asks how a tensor lies in memory, if there is one.
     """
 
     exported: ExportedProgram
     guards: tuple[Guard, ...]
     shape_env: ShapeEnv | None
+    layout_source: SourceLine | None
 
 
 def capture(
@@ -78,15 +81,18 @@ def capture(
         for name, _ in tensors
     )
     lines: dict[str, SourceLine | None] = {}
+    layout_reads: list[SourceLine] = []
     try:
         with (
             torch.no_grad(),
             shape_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+            quiet_torch(),
             _record_guard_lines(lines),
+            record_layout_reads(layout_reads),
         ):
             exported = torch.export.export(
                 flatten_model(model, call, strict=strict),
-                tuple(tensor for _, tensor in tensors),
+                _distinct([tensor for _, tensor in tensors]),
                 dynamic_shapes=shapes,
                 strict=strict,
             )
@@ -101,6 +107,15 @@ def capture(
         exported,
         tuple(Guard(guard.expr, lines.get(str(guard.expr))) for guard in guards),
         shape_env,
+        next(iter(layout_reads), None),
+    )
+
+
+def _distinct(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Returns tensors no two of which are one object, which torch would take for one input."""
+    return tuple(
+        tensor.clone() if any(tensor is other for other in tensors[:place]) else tensor
+        for place, tensor in enumerate(tensors)
     )
 
 
@@ -113,9 +128,12 @@ def _simplify(graph: torch.fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
-        elif node.target is torch.ops.aten.slice.Tensor and _takes_everything(*node.args[2:]):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+        elif node.target is torch.ops.aten.slice.Tensor:
+            # `[:n]` starts at None or at 0, depending on whether n is symbolic.
+            node.args = (*node.args[:2], *(item or 0 for item in node.args[2:3]), *node.args[3:])
+            if _takes_everything(*node.args[2:]):
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
 
 
 def _takes_everything(start: Any = None, end: Any = None, step: Any = 1) -> bool:

@@ -14,7 +14,7 @@ from slipway.export.capture import Capture, Guard
 from slipway.export.containers import tree_of
 from slipway.export.dimensions import Declarations, ExampleCall
 from slipway.export.errors import ExportError, ExportErrorKind
-from slipway.export.narrowing import Verdict, examine, narrowing_error
+from slipway.export.narrowing import Narrowing, Verdict, examine
 from slipway.export.symbol_table import SymbolTable
 from slipway.export.symbolic import InexpressibleError, to_condition
 from slipway.program.contract import (
@@ -26,6 +26,7 @@ from slipway.program.contract import (
     UnboundSymbolError,
 )
 from slipway.program.expressions import Condition, Constant, SymbolReference
+from slipway.program.torch_types import is_fresh
 from slipway.program.trees import Tree
 
 __all__ = ["Derivation", "derive"]
@@ -38,13 +39,14 @@ class Derivation:
     Attributes:
       contract: with every relation that tracing relied on and that is not always true.
       table: what torch's symbols are in terms of the contract's.
-      narrowings: for each relation that makes the contract narrower than was declared, the error
-        to raise unless the relation turns out not to be needed.
+      narrowings: of the relations that make the contract narrower than was declared.
+      hinted: the relations that are bounds given to an inferred size, and so are needed anyway.
     """
 
     contract: Contract
     table: SymbolTable
-    narrowings: Mapping[Relation, ExportError]
+    narrowings: Mapping[Relation, Narrowing]
+    hinted: frozenset[Relation]
 
 
 def derive(
@@ -86,7 +88,8 @@ def derive(
     )
     outputs = _outputs(capture, output_tree, output_names, table)
     stated = declared.conditions(table.symbols)
-    relations: dict[Relation, ExportError | None] = {Relation(item): None for item in stated}
+    relations: dict[Relation, Narrowing | None] = {Relation(item): None for item in stated}
+    bounds = {str(relation) for relation, _ in _relations([*table.hinted_bounds()], table, stated)}
     relations |= _relations([*capture.guards, *table.hinted_bounds()], table, stated)
     try:
         contract = Contract(
@@ -98,6 +101,7 @@ def derive(
             outputs=outputs,
             output_tree=output_tree,
             relations=tuple(relations),
+            contiguous=_requires_contiguous(capture, call),
         )
     except UnboundSymbolError as error:
         raise ExportError(
@@ -106,7 +110,28 @@ def derive(
             "declare a dimension that is the symbol itself, or linear in it",
         ) from error
     narrowings = {relation: error for relation, error in relations.items() if error is not None}
-    return Derivation(_with_batch_symbol(contract), table, narrowings)
+    hinted = frozenset(relation for relation in relations if str(relation) in bounds)
+    return Derivation(_with_batch_symbol(contract), table, narrowings, hinted)
+
+
+def _requires_contiguous(capture: Capture, call: ExampleCall) -> bool:
+    """Returns whether the graph is valid only for tensors that lie in memory as the example's.
+
+    Raises:
+      ExportError: these do not lie as fresh ones do, which is all that a contract can say.
+    """
+    if capture.layout_source is None:
+        return False
+    for name, leaf in call.leaves:
+        if isinstance(leaf, torch.Tensor) and not is_fresh(leaf):
+            raise ExportError(
+                ExportErrorKind.INVALID_SPEC,
+                f"the model asks how a tensor lies in memory, and the example's '{name}' has the "
+                f"strides {leaf.stride()}",
+                f"give a contiguous example ({name}.contiguous()), or do not ask",
+                capture.layout_source,
+            )
+    return True
 
 
 def _symbolic_tensors(capture: Capture) -> Iterator[torch.Tensor]:
@@ -184,8 +209,8 @@ def _output_name(path: tuple[str | int, ...]) -> str:
 
 def _relations(
     guards: Sequence[Guard], table: SymbolTable, stated: Sequence[Condition]
-) -> Iterator[tuple[Relation, ExportError | None]]:
-    """Yields the relations, each with the error to raise if it narrows what was declared."""
+) -> Iterator[tuple[Relation, Narrowing | None]]:
+    """Yields the relations, each with how it narrows what was declared, if it does."""
     seen: set[str] = set()
     for guard in guards:
         condition = guard.condition.xreplace(table.meaning)
@@ -207,10 +232,8 @@ def _relations(
         if verdict.kind is Verdict.Kind.ALWAYS:
             continue
         narrowing = None
-        if verdict.counterexample is not None and not condition.free_symbols & table.inferred:
-            narrowing = narrowing_error(
-                converted, verdict.counterexample, table.symbols, guard.source
-            )
+        if not condition.free_symbols & table.inferred:
+            narrowing = Narrowing(converted, verdict.counterexample, guard.source)
         yield Relation(converted, "" if guard.source is None else str(guard.source)), narrowing
 
 

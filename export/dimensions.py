@@ -264,6 +264,7 @@ def declare(call: ExampleCall, spec: MethodSpec) -> Declarations:
     declared: dict[str, tuple[Declaration, ...]] = {}
     for (name, leaf), given in zip(call.leaves, shapes, strict=True):
         if isinstance(leaf, torch.Tensor):
+            _require_plain(name, leaf)
             declared[name] = _dimensions(name, leaf, given, symbols)
         elif given is not None:
             _invalid(
@@ -301,6 +302,23 @@ def _collected(call: ExampleCall, shapes: ShapesCollection | AdditionalInputs) -
     )
     collect: Callable[..., dict[str, Any]] = shapes.dynamic_shapes
     return collect(signature, call.args, dict(call.kwargs))
+
+
+def _require_plain(name: str, tensor: torch.Tensor) -> None:
+    """Checks that an example tensor has values in the way that a call can have them."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        what = (
+            "quantized"
+            if tensor.is_quantized
+            else "on the device meta, without values"
+            if tensor.is_meta
+            else f"of the layout {tensor.layout}"
+        )
+        _invalid(
+            f"the example's '{name}' is {what}",
+            "pass dense tensors with values: of what is sparse or quantized its parts, and make "
+            "such a tensor of them in the model",
+        )
 
 
 def _listed(names: Any) -> str:

@@ -113,7 +113,8 @@ def _encode_method(
 def _translated(error: GraphEncodingError) -> ExportError:
     namespace = str(error.node.target).partition(".")[0]
     source = user_line_of_node(error.node)
-    if isinstance(error.node.target, torch._ops.OpOverload):
+    called = isinstance(error.node.target, torch._ops.OpOverload)
+    if called and namespace not in ("aten", "prims"):
         return ExportError(
             ExportErrorKind.CUSTOM_OPERATOR_NOT_DECLARED,
             f"the model calls the operator '{error.node.target}', which is none of torch's own",
@@ -143,6 +144,15 @@ def _weight(exported: ExportedProgram, target: str) -> torch.Tensor:
             f"the model's '{target}' is {problem}",
             "convert it in the model's constructor",
         )
+    try:
+        value.untyped_storage().data_ptr()
+    except RuntimeError as error:
+        # It is symbolic, of which torch took the example's value for a constant.
+        raise ExportError(
+            ExportErrorKind.UNSUPPORTED_PYTHON,
+            "the model computes a tensor where tracing does not see it, by torch.func or .data",
+            "use torch.autograd.grad in place of torch.func.grad, and .detach() in place of .data",
+        ) from error
     return value.detach()
 
 

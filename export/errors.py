@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from slipway.export.catalogue import find_page
 from slipway.program.errors import SlipwayError
 
 __all__ = ["ExportError", "ExportErrorKind", "SourceLine"]
@@ -53,6 +54,8 @@ class ExportError(SlipwayError):
       reason: why, in a sentence.
       advice: what to change.
       source: the line of the user's code that is to blame, where there is one.
+      cause: what torch says about it, where the failure comes from torch.
+      page: where docs/catalogue explains it, with an example that fails and one that works.
     """
 
     def __init__(
@@ -61,13 +64,21 @@ class ExportError(SlipwayError):
         reason: str,
         advice: str,
         source: SourceLine | None = None,
+        *,
+        cause: str = "",
+        page: str | None = None,
     ) -> None:
         self.kind = kind
         self.reason = reason
         self.advice = advice
         self.source = source
+        self.cause = cause
+        self.page = page or find_page(kind.value, reason, "" if source is None else source.text)
         lines = [f"{kind.value}: {reason}"]
         if source is not None:
             lines.append(f"  at {source}" + (f": {source.text}" if source.text else ""))
         lines.append(f"  what to do: {advice}")
+        lines.append(f"  see {self.page}")
+        if cause:
+            lines.append(f"  torch says: {cause}")
         super().__init__("\n".join(lines))

@@ -360,7 +360,7 @@ def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype)
             {2: Dim("n", min=1, max=64)},
             # Torch finds the weaker condition first.
             "n > 1",
-            "min=2",
+            "min=3",
         ),
         (
             lambda x: x + torch.ones(3),

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from slipway.export.containers import tree_of
+from slipway.export.diagnosis import diagnose
 from slipway.export.errors import ExportError, ExportErrorKind
-from slipway.export.resizing import resized_leaves
+from slipway.export.resizing import binding_of, resized_leaves
 from slipway.export.sources import user_line_of_exception
 from slipway.program.contract import Contract, Symbol
-from slipway.program.errors import ContractViolation, DataViolation, SlipwayError
+from slipway.program.errors import ContractViolation, DataViolation
 from slipway.program.program import Program
 from slipway.program.trees import Tree
 
@@ -39,8 +41,11 @@ _UNBOUNDED = 97
 
 def check_against_eager(
     model: torch.nn.Module, program: Program, name: str, example: Sequence[object]
-) -> None:
+) -> list[str]:
     """Compares a method of a program with the model that it was made from.
+
+    Returns:
+      What was left out, for people to read.
 
     Args:
       model: the module; its buffers are left as they were.
@@ -53,14 +58,41 @@ def check_against_eager(
     """
     contract = program.methods[name].contract
     compare(model, program, name, list(example), "on the example")
+    left_out = []
     for binding in itertools.islice(_bindings(contract), _MAXIMUM_CASES):
+        where = ", ".join(
+            f"{symbol.name} = {value}"
+            for symbol, value in zip(contract.symbols, binding, strict=True)
+        )
         leaves = resized_leaves(contract, binding, example, _MAXIMUM_ELEMENTS)
-        if leaves is not None:
-            where = ", ".join(
-                f"{symbol.name} = {value}"
-                for symbol, value in zip(contract.symbols, binding, strict=True)
-            )
+        if leaves is None:
+            left_out.append(f"not compared with the model for {where}: too large")
+        else:
             compare(model, program, name, leaves, f"for {where}")
+    _require_refusals(contract, example)
+    return left_out
+
+
+def _require_refusals(contract: Contract, example: Sequence[object]) -> None:
+    """Checks that the contract refuses what lies just outside the range of a symbol."""
+    usual = binding_of(contract, example)
+    for index, symbol in enumerate(contract.symbols):
+        outside = {symbol.minimum - 1} | ({symbol.maximum + 1} if symbol.maximum else set())
+        for value in sorted(item for item in outside if item >= 0):
+            binding = (*usual[:index], value, *usual[index + 1 :])
+            shapes = {
+                name: (spec.dtype, [size.evaluate(binding) for size in spec.shape])
+                for name, spec in contract.tensor_inputs.items()
+            }
+            try:
+                contract.check(shapes)
+            except ContractViolation:
+                continue
+            raise ExportError(
+                ExportErrorKind.DIFFERS_FROM_EAGER,
+                f"the contract accepts {symbol.name} = {value}, outside {symbol.allowed}",
+                "this is a defect of Slipway; please report it with the model",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +145,12 @@ def compare(
         try:
             assert_same(one, other)
         except AssertionError as error:
+            why = diagnose(model, lambda: _run_again(model, _call(tree, leaves)))
             raise ExportError(
                 ExportErrorKind.DIFFERS_FROM_EAGER,
-                f"the program and the model {what} {where}: {' '.join(str(error).split())}",
-                "the model is in training mode: call .eval() on it"
-                if model.training
-                else "remove whatever is random, depends on time or state, or on the example's "
-                "sizes",
+                f"{why.reason}: the program and the model {what} {where}",
+                why.advice,
+                cause=" ".join(str(error).split()),
             ) from error
 
 
@@ -130,8 +161,8 @@ def _breaks_assertion(
         _run_program(program, name, call)
     except DataViolation:
         return True
-    except (SlipwayError, RuntimeError, IndexError, ValueError, TypeError):
-        pass
+    except Exception:
+        return False  # it fails in some other way, and so does the model
     return False
 
 
@@ -170,7 +201,8 @@ def assert_same(actual: Any, expected: Any) -> None:
     ours, our_tree = pytree.tree_flatten(actual)
     theirs, their_tree = pytree.tree_flatten(expected)
     assert len(ours) == len(theirs), f"there are {len(ours)} values instead of {len(theirs)}"
-    assert str(our_tree) == str(their_tree) or our_tree == their_tree, (
+    # As a program sees them: what a model returns as its own kind of dict is a dict.
+    assert tree_of(our_tree, "a result") == tree_of(their_tree, "a result"), (
         f"results are nested as {our_tree} instead of {their_tree}"
     )
     for one, other in zip(ours, theirs, strict=True):
@@ -196,6 +228,12 @@ def _run_model(
         now |= dict(model.named_parameters(remove_duplicate=False))
         changed = {name: now[name].detach().clone() for name in state if name in now}
     return _Outcome(result, call, changed)
+
+
+def _run_again(model: torch.nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    args, kwargs = call
+    with preserved_buffers(model):
+        return pytree.tree_map_only(torch.Tensor, torch.clone, model(*args, **kwargs))
 
 
 def _run_program(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 
 import torch
 
-__all__ = ["mutated_inputs"]
+from slipway.program.mutation import written_arguments
 
-# They write running statistics without saying so in their schemas: the positions of the statistics
-# and of the flag that has them written.
-_STATISTICS = {
-    torch.ops.aten.batch_norm.default: ((3, 4), 5),
-    torch.ops.aten.instance_norm.default: ((3, 4), 5),
-}
+__all__ = ["mutated_inputs"]
 
 
 def mutated_inputs(graph: torch.fx.Graph, inputs: Container[str]) -> list[int]:
@@ -26,7 +21,7 @@ def mutated_inputs(graph: torch.fx.Graph, inputs: Container[str]) -> list[int]:
     changed = {
         _storage(written)
         for node in graph.nodes
-        for written in _written(node)
+        for written in written_arguments(node)
         if _has_storage(written)
     }
     placeholders = [
@@ -39,30 +34,9 @@ def mutated_inputs(graph: torch.fx.Graph, inputs: Container[str]) -> list[int]:
     ]
 
 
-def _written(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
-    """Yields the tensors that a node writes into."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return
-    if node.target in _STATISTICS:
-        positions, flag = _STATISTICS[node.target]
-        if node.args[flag]:
-            yield from _tensors([node.args[position] for position in positions])
-    for position, parameter in enumerate(node.target._schema.arguments):
-        if parameter.alias_info is None or not parameter.alias_info.is_write:
-            continue
-        value = node.kwargs.get(parameter.name)
-        if position < len(node.args):
-            value = node.args[position]
-        yield from _tensors(value if isinstance(value, list | tuple) else [value])
-
-
-def _tensors(values: object) -> Iterator[torch.fx.Node]:
-    assert isinstance(values, list | tuple)
-    yield from (value for value in values if isinstance(value, torch.fx.Node))
-
-
 def _has_storage(node: torch.fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), torch.Tensor)
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided
 
 
 def _storage(node: torch.fx.Node) -> int:

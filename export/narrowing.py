@@ -15,21 +15,23 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 from slipway.export.errors import ExportError, ExportErrorKind, SourceLine
 from slipway.program.contract import Symbol
 from slipway.program.expressions import (
+    All,
     Comparison,
     Condition,
-    Constant,
-    Modulo,
     SymbolReference,
     holds,
     symbols_of,
 )
 
-__all__ = ["Verdict", "examine", "narrowing_error"]
+__all__ = ["Narrowing", "Verdict", "examine", "narrowing_error"]
 
 _EXHAUSTIVE_POINTS = 1 << 16
 """Up to so many combinations of values, all are tried and the answer is a proof."""
 
 _RANDOM_POINTS = 4096
+
+_ADVICE_SIZES = 512
+"""How many sizes of a symbol are tried to find out what to declare instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +68,13 @@ def examine(
       index: the position of each sympy symbol in `symbols`.
       assumptions: what else is declared of the symbols.
     """
-    if condition == sympy.false:
-        return Verdict(Verdict.Kind.NOT_ALWAYS, tuple(symbol.minimum for symbol in symbols))
     ranges = {
         symbol: ValueRanges(symbols[position].minimum, _upper(symbols[position]))
         for symbol, position in index.items()
     }
     if bound_sympy(condition, ranges) == ValueRanges(sympy.true, sympy.true):
         return Verdict(Verdict.Kind.ALWAYS)
-    if converted in assumptions:
+    if any(str(item) in _spellings(converted) for item in assumptions):
         return Verdict(Verdict.Kind.ALWAYS)
     mentioned = {item.index for item in symbols_of(converted)}
     relevant = [
@@ -89,6 +89,15 @@ def examine(
         if all(holds(item, values) for item in relevant) and not holds(converted, values):
             return Verdict(Verdict.Kind.NOT_ALWAYS, tuple(values))
     return Verdict(Verdict.Kind.ALWAYS if exhaustive else Verdict.Kind.USUALLY)
+
+
+def _spellings(condition: Condition) -> set[str]:
+    """Returns how a condition may be written with its sides exchanged."""
+    spellings = {str(condition)}
+    match condition:
+        case Comparison("==" | "!=" as operator, left, right):
+            spellings.add(str(Comparison(operator, right, left)))
+    return spellings
 
 
 def _upper(symbol: Symbol) -> sympy.Basic:
@@ -124,44 +133,91 @@ def _width(symbol: Symbol) -> int:
     return 1 << 20 if symbol.maximum is None else symbol.maximum - symbol.minimum + 1
 
 
-def narrowing_error(
-    condition: Condition,
-    counterexample: Sequence[int],
-    symbols: Sequence[Symbol],
-    source: SourceLine | None,
-) -> ExportError:
-    """Returns the error for a model that needs more than was declared."""
-    involved = sorted({item.index for item in symbols_of(condition)})
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """A condition that makes the contract narrower than was declared.
+
+    Attributes:
+      condition: what the model needs.
+      counterexample: declared values of the symbols for which it fails; None where none was found,
+        but not all could be tried.
+      source: the line that needs it, if known.
+    """
+
+    condition: Condition
+    counterexample: tuple[int, ...] | None
+    source: SourceLine | None
+
+
+def narrowing_error(narrowings: Sequence[Narrowing], symbols: Sequence[Symbol]) -> ExportError:
+    """Returns the error for a model that needs more than was declared.
+
+    Args:
+      narrowings: all that have a counterexample, at least one.
+      symbols: with the ranges that were declared.
+    """
+    involved = sorted({s.index for item in narrowings for s in symbols_of(item.condition)})
     declared = ", ".join(f"{symbols[i].name} in {symbols[i].allowed}" for i in involved)
-    example = ", ".join(f"{symbols[i].name} = {counterexample[i]}" for i in involved)
+    needs = []
+    for item in narrowings:
+        indices = sorted({symbol.index for symbol in symbols_of(item.condition)})
+        values = item.counterexample or ()
+        example = ", ".join(f"{symbols[i].name} = {values[i]}" for i in indices)
+        where = f" at {item.source}" if item.source and item is not narrowings[0] else ""
+        needs.append(f"{item.condition}{where}, which fails for {example or 'every value'}")
     return ExportError(
         ExportErrorKind.CONSTRAINT_VIOLATION,
-        f"declared is {declared or 'a contradiction'}, but the model needs {condition}, which "
-        f"fails for {example or 'every value'}",
-        _advice(condition, symbols),
-        source,
+        f"declared is {declared or 'a contradiction'}, but the model needs {'; and '.join(needs)}",
+        "; ".join(_advice([item.condition for item in narrowings], symbols)),
+        narrowings[0].source,
     )
 
 
-def _advice(condition: Condition, symbols: Sequence[Symbol]) -> str:
-    match condition:
-        case Comparison("==", Modulo(SymbolReference(_, name), Constant(divisor)), Constant(0)):
-            return f"declare the dimension as {divisor}*k with k = Dim('k'), instead of {name}"
-        case Comparison("!=", SymbolReference(index, name), Constant(value)) if (
-            value == symbols[index].minimum
-        ):
-            return f"declare Dim('{name}', min={value + 1}, …)"
-        case Comparison(">=", SymbolReference(_, name), Constant(value)):
-            return f"declare Dim('{name}', min={value}, …)"
-        case Comparison(">", SymbolReference(_, name), Constant(value)):
-            return f"declare Dim('{name}', min={value + 1}, …)"
-        case Comparison("<=", SymbolReference(_, name), Constant(value)):
-            return f"declare Dim('{name}', max={value}, …)"
-        case Comparison("<", SymbolReference(_, name), Constant(value)):
-            return f"declare Dim('{name}', max={value - 1}, …)"
-        case Comparison("==", SymbolReference(_, name), Constant(value)):
-            return f"make the dimension static ({value}), or change the line that fixes {name}"
-        case Comparison("==", SymbolReference(_, first), SymbolReference(_, second)):
-            return f"use one Dim for both '{first}' and '{second}'"
-        case _:
-            return "declare the dimensions so that this always holds, or change the line"
+def _advice(conditions: Sequence[Condition], symbols: Sequence[Symbol]) -> Iterator[str]:
+    """Yields what to declare instead: one piece for each symbol that stands alone, and the rest."""
+    alone: dict[int, list[Condition]] = {}
+    together = False
+    for condition in conditions:
+        involved = {item.index for item in symbols_of(condition)}
+        match condition:
+            case Comparison("==", SymbolReference(_, first), SymbolReference(_, second)):
+                yield f"use one Dim for both '{first}' and '{second}'"
+            case _ if len(involved) == 1:
+                alone.setdefault(involved.pop(), []).append(condition)
+            case _:
+                together = True
+    for index, wanted in alone.items():
+        yield _advice_for_one(All(tuple(wanted)), symbols, index)
+    if together:
+        yield "declare the dimensions so that this always holds, or change the line"
+
+
+def _advice_for_one(condition: Condition, symbols: Sequence[Symbol], index: int) -> str:
+    """Returns what to declare for one symbol, found by trying its sizes."""
+    symbol = symbols[index]
+    values = [item.minimum for item in symbols]
+    tried = range(symbol.minimum, symbol.minimum + min(_width(symbol), _ADVICE_SIZES))
+    legal = []
+    for size in tried:
+        values[index] = size
+        if holds(condition, values):
+            legal.append(size)
+    steps = {later - earlier for earlier, later in itertools.pairwise(legal)}
+    name = symbol.name
+    if len(legal) == 1:
+        return f"make the dimension static ({legal[0]}), or change the line that fixes {name}"
+    if steps == {1}:
+        low = f"min={legal[0]}"
+        high = f"max={legal[-1]}" if legal[-1] < tried[-1] else ""
+        if not high and symbol.maximum is not None:
+            high = f"max={symbol.maximum}"
+        return f"declare Dim('{name}', {', '.join(filter(None, (low, high)))})"
+    if len(steps) == 1:
+        step = steps.pop()
+        offset = legal[0] % step
+        form = f"{step}*k" + (f" + {offset}" if offset else "")
+        return (
+            f"declare the dimension as {form} with k = Dim('k', min={legal[0] // step}, …), "
+            f"instead of {name}"
+        )
+    return f"declare {name} so that this always holds, or change the line"

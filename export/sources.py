@@ -10,29 +10,41 @@ import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
+import mpmath
+import numpy
+import sympy
 import torch
+from torch._guards import TracingContext
 
 from slipway.export.errors import SourceLine
 
 __all__ = [
     "called_by_user_line",
     "innermost_user_line",
+    "user_line",
     "user_line_of_exception",
     "user_line_of_node",
 ]
 
-_TORCH = str(Path(torch.__file__).parent) + os.sep
+# Tracing runs through all of these; other packages may hold models.
+_LIBRARIES = tuple(
+    str(Path(package.__file__).parent) + os.sep for package in (torch, sympy, mpmath, numpy)
+)
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
+_SITE_PACKAGES = os.sep + "site-packages" + os.sep
 _OURS = tuple(str(Path(__file__).parent.parent / room) + os.sep for room in ("export", "program"))
 _TESTS = "_test.py"
+_INTERACTIVE = ("<stdin>", "<ipython-input")
 
 _FRAME = re.compile(r'\s*File "([^"]+)", line (\d+)')
 
 
 def _is_user_file(name: str) -> bool:
-    if name.startswith(("<", _TORCH, _STANDARD_LIBRARY)):
+    if name.startswith(_LIBRARIES) or (name.startswith("<") and not name.startswith(_INTERACTIVE)):
+        return False
+    if name.startswith(_STANDARD_LIBRARY) and _SITE_PACKAGES not in name:
         return False
     return not name.startswith(_OURS) or name.endswith(_TESTS)
 
@@ -49,13 +61,22 @@ def _source_line(name: str, line: int) -> SourceLine:
     return SourceLine(_relative(name), line, linecache.getline(name, line).strip())
 
 
+def user_line(name: str, line: int) -> SourceLine | None:
+    """Returns a line of a file, if it is one of the user's."""
+    return _source_line(name, line) if _is_user_file(name) else None
+
+
 def innermost_user_line(frame: FrameType | None) -> SourceLine | None:
-    """Returns the innermost line of the user's code on a stack, if any.
+    """Returns the innermost line of the model that is being traced, if any.
 
     Args:
       frame: where to start, going outwards.
     """
-    while frame is not None:
+    interpreted = _last_user_line(TracingContext.extract_stack())
+    if interpreted is not None:
+        return interpreted
+    # What calls torch.export is no part of the model.
+    while frame is not None and frame.f_code is not torch.export.export.__code__:
         if _is_user_file(frame.f_code.co_filename):
             return _source_line(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
@@ -64,35 +85,43 @@ def innermost_user_line(frame: FrameType | None) -> SourceLine | None:
 
 def user_line_of_exception(error: BaseException) -> SourceLine | None:
     """Returns the innermost line of the user's code that an exception came through, if any."""
-    found = None
-    for frame, line in _frames(error.__traceback__):
-        if _is_user_file(frame.f_code.co_filename):
-            found = _source_line(frame.f_code.co_filename, line)
-    return found
+    # Where torch interprets bytecode, it notes what it was at; its own frames say nothing.
+    interpreted = _last_user_line(getattr(error, "real_stack", None) or [])
+    passed = interpreted or _last_user_line(traceback.extract_tb(error.__traceback__))
+    return passed or _last_user_line_in(str(error))
 
 
 def called_by_user_line(error: BaseException) -> str | None:
     """Returns the name of the function that the innermost line of the user's code had called."""
     called = None
     last_is_user = False
-    for frame, _ in _frames(error.__traceback__):
-        is_user = _is_user_file(frame.f_code.co_filename)
+    for frame in traceback.extract_tb(error.__traceback__):
+        is_user = _is_user_file(frame.filename)
         if is_user:
             called = None
         elif last_is_user:
-            called = frame.f_code.co_name
+            called = frame.name
         last_is_user = is_user
     return called
 
 
-def _frames(trace: TracebackType | None) -> Iterable[tuple[FrameType, int]]:
-    return traceback.walk_tb(trace)
+def _last_user_line(stack: Iterable[traceback.FrameSummary]) -> SourceLine | None:
+    found = None
+    for frame in stack:
+        if _is_user_file(frame.filename) and frame.lineno is not None:
+            found = _source_line(frame.filename, frame.lineno)
+    return found
 
 
-def user_line_of_node(node: torch.fx.Node) -> SourceLine | None:
-    """Returns the line of the user's code that a graph's node was traced from, if known."""
-    for line in reversed((node.meta.get("stack_trace") or "").splitlines()):
+def _last_user_line_in(text: str) -> SourceLine | None:
+    """Returns the last line of the user's code in a stack as Python prints it, if any."""
+    for line in reversed(text.splitlines()):
         match = _FRAME.match(line)
         if match and _is_user_file(match[1]):
             return _source_line(match[1], int(match[2]))
     return None
+
+
+def user_line_of_node(node: torch.fx.Node) -> SourceLine | None:
+    """Returns the line of the user's code that a graph's node was traced from, if known."""
+    return _last_user_line_in(node.meta.get("stack_trace") or "")

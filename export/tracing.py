@@ -8,7 +8,7 @@ decided by tracing at that very size: it is if that gives the same graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,17 +19,27 @@ from slipway.export.capture import Capture, capture
 from slipway.export.derivation import Derivation, derive
 from slipway.export.dimensions import Declarations, Static, bind_example
 from slipway.export.errors import ExportError
+from slipway.export.narrowing import narrowing_error
 from slipway.export.resizing import binding_of, resized_leaves
 from slipway.export.symbol_table import expression_of
-from slipway.program.contract import Contract, Relation
+from slipway.program.contract import Contract, Relation, Symbol
 from slipway.program.expressions import (
     Comparison,
     Constant,
+    holds,
     linear_form,
     symbols_of,
 )
 
 __all__ = ["Traced", "Tracer", "settle"]
+
+_FAR = 1 << 40
+# Tracing leaves them out, or puts them in, where a size of 1 makes a tensor contiguous. When a
+# graph runs they look at the tensor that there is, as the model does.
+_LEAVE_VALUES = (torch.ops.aten.contiguous.default, torch.ops.aten.alias.default)
+
+_FEW = 2
+"""So many sizes that a relation excludes are tried, each by tracing the model again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,41 +97,103 @@ def settle(tracer: Tracer, traced: Traced, accept_narrowing: str | None = None) 
       ExportError: the contract is narrower than was declared, and nobody said that it may be.
     """
     contract = traced.derivation.contract
+    needless = _needless_relations(tracer, traced)
+    if accept_narrowing is None:
+        _require_as_wide_as_declared(traced, needless)
     kept = []
     notes = []
     for relation in contract.relations:
-        excluded = _excluded_value(relation)
-        if excluded is not None and _is_needless(tracer, traced, *excluded):
+        if relation in needless:
             continue
-        if relation in traced.derivation.narrowings:
-            if accept_narrowing is None:
-                raise traced.derivation.narrowings[relation]
+        narrowing = traced.derivation.narrowings.get(relation)
+        if narrowing is not None and narrowing.counterexample is None:
+            notes.append(f"kept, though no declared size is known to break it: {relation}")
+        elif narrowing is not None:
             notes.append(f"narrower than declared: {relation}; accepted: {accept_narrowing}")
         kept.append(relation)
     return replace(contract, relations=tuple(kept), notes=tuple(notes))
 
 
-def _excluded_value(relation: Relation) -> tuple[int, int] | None:
-    """Returns the symbol and the value if a relation only excludes one value of one symbol."""
+def _require_as_wide_as_declared(traced: Traced, needless: Container[Relation]) -> None:
+    """Raises ExportError if relations make the contract narrower than was declared."""
+    narrowings = [
+        narrowing
+        for relation, narrowing in traced.derivation.narrowings.items()
+        if relation not in needless and narrowing.counterexample is not None
+    ]
+    # A dimension that is fixed by one line tends to be excluded from sizes by others.
+    equalities = [
+        item
+        for item in narrowings
+        if isinstance(item.condition, Comparison) and item.condition.operator == "=="
+    ]
+    if narrowings:
+        raise narrowing_error(equalities or narrowings, traced.derivation.contract.symbols)
+
+
+def _needless_relations(tracer: Tracer, traced: Traced) -> set[Relation]:
+    """Returns the relations that only exclude sizes for which the graph is valid all the same."""
+    contract = traced.derivation.contract
+    stated = traced.declared.conditions(contract.symbols)
+    # For each of these relations, what holds at the sizes that it excludes.
+    found: dict[Relation, set[str]] = {}
+    answers: dict[tuple[int, int], set[str] | None] = {}
+    for relation in contract.relations:
+        if relation.condition in stated or relation in traced.derivation.hinted:
+            continue
+        excluded = _excluded_values(relation, contract.symbols)
+        for point in excluded:
+            if point not in answers:
+                answers[point] = _relations_at(tracer, traced, *point)
+        demands = [answers[point] for point in excluded]
+        if demands and None not in demands:
+            found[relation] = {text for demand in demands for text in demand or ()}
+    # What holds there must be kept, or two sizes could each be let in because the other is out.
+    while True:
+        kept = {str(relation) for relation in contract.relations if relation not in found}
+        unfounded = [relation for relation, demand in found.items() if not demand <= kept]
+        if not unfounded:
+            return set(found)
+        for relation in unfounded:
+            del found[relation]
+
+
+def _excluded_values(relation: Relation, symbols: Sequence[Symbol]) -> list[tuple[int, int]]:
+    """Returns the symbol and the values if a relation only excludes a few of one symbol."""
     match relation.condition:
-        case Comparison("!=", expression, Constant(value)):
+        case Comparison(operator, expression, Constant(bound)) if operator != "==":
             form = linear_form(expression)
-            if form is not None and (value - form[2]) % form[0] == 0:
-                return form[1].index, (value - form[2]) // form[0]
-    return None
+        case _:
+            return []
+    if form is None:
+        return []
+    factor, symbol, offset = form
+    low, high = symbols[symbol.index].minimum, symbols[symbol.index].maximum
+    near = range((bound - offset) // factor - 1, (bound - offset) // factor + 3)
+    ends = [*range(low, low + _FEW + 1)]
+    # Without an upper bound, far off stands for the sizes without end that may be excluded.
+    last = high if high is not None else max(low, *near) + _FAR
+    ends += range(last - _FEW, last + 1)
+    inside = {item for item in (*near, *ends) if low <= item and (high is None or item <= high)}
+    values = [0] * len(symbols)
+    excluded = []
+    for item in sorted(inside):
+        values[symbol.index] = item
+        if not holds(relation.condition, values):
+            excluded.append((symbol.index, item))
+    # Those that were tried decide: a comparison with a bound fails on one side of it, or at it.
+    return excluded if len(excluded) <= _FEW else []
 
 
-def _is_needless(tracer: Tracer, traced: Traced, symbol: int, value: int) -> bool:
-    """Returns whether tracing with a symbol at a value gives the same graph, and asks no more."""
+def _relations_at(tracer: Tracer, traced: Traced, symbol: int, value: int) -> set[str] | None:
+    """Returns the relations that hold if a symbol has a value; None if the graph is another."""
     contract = traced.derivation.contract
     named = contract.symbols[symbol]
-    if value < named.minimum or (named.maximum is not None and value > named.maximum):
-        return True
     binding = list(binding_of(contract, traced.example))
     binding[symbol] = value
     leaves = resized_leaves(contract, binding, traced.example)
     if leaves is None:
-        return False
+        return None
     dimensions = {
         name: [
             Static() if {item.index for item in symbols_of(size)} == {symbol} else declaration
@@ -139,18 +211,16 @@ def _is_needless(tracer: Tracer, traced: Traced, symbol: int, value: int) -> boo
         again = tracer.trace(args, kwargs, declared)
         relations = settle(tracer, again).relations
     except ExportError:
-        return False  # it cannot be traced there, so it stays excluded
-    known = {str(relation) for relation in contract.relations}
-    return {str(relation) for relation in relations} <= known and _same_graph(
-        traced, again, {sympy.Symbol(named.name, integer=True, nonnegative=True): value}
-    )
+        return None  # it cannot be traced there, so it stays excluded
+    values = {sympy.Symbol(named.name, integer=True, nonnegative=True): value}
+    return set(map(str, relations)) if _same_graph(traced, again, values) else None
 
 
 def _same_graph(first: Traced, second: Traced, values: Mapping[sympy.Symbol, int]) -> bool:
     """Returns whether two graphs are the same where symbols of the first have certain values."""
     ours, theirs = list(_tensor_nodes(first)), list(_tensor_nodes(second))
-    if len(ours) != len(theirs):
-        return False
+    if len(ours) != len(theirs) or any(node.op == "get_attr" for node in ours):
+        return False  # subgraphs are not compared
     same = dict(zip(ours, theirs, strict=True))
 
     def equal(left: Any, right: Any) -> bool:
@@ -160,6 +230,7 @@ def _same_graph(first: Traced, second: Traced, values: Mapping[sympy.Symbol, int
                 and len(left) == len(right)
                 and all(map(equal, left, right))
             )
+        left, right = _value(left), _value(right)
         if isinstance(left, torch.fx.Node) and left in same:
             return same[left] is right
         integer = _integer(left, first)
@@ -185,8 +256,16 @@ def _same_graph(first: Traced, second: Traced, values: Mapping[sympy.Symbol, int
 def _tensor_nodes(traced: Traced) -> Iterator[torch.fx.Node]:
     """Yields all nodes but those that compute sizes, which are compared by what they give."""
     for node in traced.capture.exported.graph.nodes:
-        if not isinstance(node.meta.get("val"), int | torch.SymInt | torch.SymBool):
+        size = isinstance(node.meta.get("val"), int | torch.SymInt | torch.SymBool)
+        if not size and node.target not in _LEAVE_VALUES:
             yield node
+
+
+def _value(argument: Any) -> Any:
+    """Returns the node that an argument has its values from."""
+    while isinstance(argument, torch.fx.Node) and argument.target in _LEAVE_VALUES:
+        argument = argument.args[0]
+    return argument
 
 
 def _integer(value: Any, traced: Traced) -> sympy.Basic | None:

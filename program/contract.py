@@ -132,6 +132,8 @@ class Contract:
       output_tree: how the results are put together.
       relations: conditions that must all hold, evaluated in order.
       batch_symbol: the index of the symbol that calls can be concatenated over, or None.
+      contiguous: whether every tensor must lie in memory as a new one of its shape does, since the
+        model asked how they lie. Tensors that are made for a call always do.
       notes: for people: what was accepted or left unchecked when the program was made.
 
     Raises:
@@ -147,6 +149,7 @@ class Contract:
     output_tree: Tree
     relations: tuple[Relation, ...] = ()
     batch_symbol: int | None = None
+    contiguous: bool = False
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

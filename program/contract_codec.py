@@ -95,6 +95,7 @@ def contract_to_proto(contract: Contract) -> pb.Contract:
             for item in contract.relations
         ],
         batch_symbol=contract.batch_symbol,
+        contiguous=contract.contiguous,
         notes=contract.notes,
     )
 
@@ -143,6 +144,7 @@ def contract_from_proto(message: pb.Contract, sources: Sequence[str] = ()) -> Co
                 for item, source in zip(message.relations, sources, strict=True)
             ),
             batch_symbol=batch_symbol,
+            contiguous=message.contiguous,
             notes=tuple(message.notes),
         )
     except ValueError as error:

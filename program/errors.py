@@ -57,7 +57,7 @@ class Violation:
     """One way in which a call breaks a contract.
 
     Attributes:
-      code: `missing_input`, `unknown_input`, `structure`, `constant`, `dtype`, `rank`,
+      code: `missing_input`, `unknown_input`, `structure`, `constant`, `layout`, `dtype`, `rank`,
         `static_size`, `size`, `range` or `relation`.
       description: a sentence that says what it was, what is allowed and the nearest legal value.
       input: the input's name; None where several inputs are involved.

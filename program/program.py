@@ -19,8 +19,9 @@ from slipway.program.errors import (
     Violation,
 )
 from slipway.program.graph_codec import graph_from_proto
+from slipway.program.mutation import possibly_mutated_inputs
 from slipway.program.scalar_types import ScalarType
-from slipway.program.torch_types import from_torch
+from slipway.program.torch_types import from_torch, is_fresh
 from slipway.program.trees import StructureError
 from slipway.program.version import VERSION
 from slipway.program.weights import read_weights, write_weights
@@ -36,14 +37,22 @@ class Method:
         self,
         contract: Contract,
         graph: pb.Graph,
-        operators: Sequence[pb.Operator],
+        module: torch.fx.GraphModule,
         weights: Sequence[torch.Tensor],
         device: torch.device,
-        custom_ops: Collection[str],
     ) -> None:
+        """Programs make their methods.
+
+        Args:
+          contract: of the graph.
+          graph: the message that `module` was made of.
+          module: takes what `graph.inputs` lists.
+          weights: of the program, on its device.
+          device: where the weights are.
+        """
         self.contract = contract
         self.device = device
-        self._graph_module = graph_from_proto(graph, operators, device, custom_ops)
+        self._graph_module = module
         self._forward = self._graph_module.forward
         _check_outputs(contract, graph)
         # The graph's inputs in its own order: weights in place, and where the call's tensors go.
@@ -132,6 +141,8 @@ class Method:
             assert isinstance(leaf, torch.Tensor)
             tensors.append(leaf)
             described[spec.name] = (problem, leaf.shape)
+            if contract.contiguous and not is_fresh(leaf):
+                violations.append(_layout_violation(spec.name, leaf))
         try:
             contract.check(described)
         except ContractViolation as error:
@@ -140,6 +151,19 @@ class Method:
         if violations:
             raise ContractViolation(contract.method, violations)
         return tensors
+
+
+def _layout_violation(name: str, tensor: torch.Tensor) -> Violation:
+    actual = f"the strides {tensor.stride()} and the offset {tensor.storage_offset()}"
+    return Violation(
+        code="layout",
+        description=f"input '{name}' has {actual}; allowed: those of a new tensor, since the "
+        "model asked how its tensors lie in memory; pass "
+        f"{name}.clone(memory_format=torch.contiguous_format)",
+        input=name,
+        actual=actual,
+        allowed="contiguous, without offset",
+    )
 
 
 def _check_outputs(contract: Contract, graph: pb.Graph) -> None:
@@ -277,13 +301,19 @@ class Program:
         self._torch_version = torch_version
         self.device = device
         self.digest = digest
-        self._state = _mutated_weights(graphs, weights)
+        modules = [
+            graph_from_proto(graph, graphs.operators, device, custom_ops)
+            for graph in graphs.methods
+        ]
+        self._state = _mutated_weights(graphs, modules, weights)
         live = {**weights, **{name: tensor.clone() for name, tensor in self._state.items()}}
         self._live = {name: live[name] for name in self._state}
         tensors = list(live.values())
         self.methods: dict[str, Method] = {
-            name: Method(contract, graph, graphs.operators, tensors, device, custom_ops)
-            for (name, contract), graph in zip(contracts.items(), graphs.methods, strict=True)
+            name: Method(contract, graph, module, tensors, device)
+            for (name, contract), graph, module in zip(
+                contracts.items(), graphs.methods, modules, strict=True
+            )
         }
 
     @property
@@ -354,13 +384,15 @@ class Program:
 
 
 def _mutated_weights(
-    graphs: pb.ProgramGraph, weights: Mapping[str, torch.Tensor]
+    graphs: pb.ProgramGraph,
+    modules: Sequence[torch.fx.GraphModule],
+    weights: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """Returns the weights that running one of the graphs changes, by name."""
+    """Returns the weights that running one of the graphs may change, by name."""
     names = list(weights)
     mutated = {}
-    for graph in graphs.methods:
-        for place in graph.mutated_inputs:
+    for graph, module in zip(graphs.methods, modules, strict=True):
+        for place in {*graph.mutated_inputs, *possibly_mutated_inputs(module.graph)}:
             if place >= len(graph.inputs):
                 raise CorruptProgramError(f"a graph changes input {place} of {len(graph.inputs)}")
             item = graph.inputs[place]

@@ -6,7 +6,7 @@ import torch
 
 from slipway.program.scalar_types import ScalarType
 
-__all__ = ["from_torch", "to_torch"]
+__all__ = ["from_torch", "is_fresh", "to_torch"]
 
 _TO_TORCH: dict[ScalarType, torch.dtype] = {
     scalar_type: getattr(torch, scalar_type.value) for scalar_type in ScalarType
@@ -30,3 +30,15 @@ def from_torch(dtype: torch.dtype) -> ScalarType:
     except KeyError:
         supported = ", ".join(item.value for item in ScalarType)
         raise ValueError(f"{dtype} is not supported; supported are {supported}") from None
+
+
+def is_fresh(tensor: torch.Tensor) -> bool:
+    """Returns whether a tensor lies in memory as a newly made one of its shape does."""
+    if tensor.layout is not torch.strided or tensor.storage_offset():
+        return False
+    step = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
+        if stride != step:
+            return False
+        step *= max(size, 1)
+    return True
