@@ -2,8 +2,8 @@
 
     bazel run //bench:load
 
-From after `import torch` to a callable, in a fresh process each, with all further imports. Ours checks
-digests. Prints one JSON object: for each model milliseconds for both, and torch's over ours.
+From after `import torch` to a callable, in a fresh process each, with all further imports. Ours
+checks digests. Prints one JSON object: for each model milliseconds for both, and the ratio.
 """
 
 from __future__ import annotations

@@ -258,7 +258,11 @@ def _graph_module(
     if message.single_output and len(results) != 1:
         raise CorruptProgramError(f"a subgraph with one output has {len(results)}")
     graph.output(results[0] if message.single_output else results)
-    return fx.GraphModule(root, graph)
+    try:
+        return fx.GraphModule(root, graph)
+    except (AttributeError, IndexError, KeyError, NameError, SyntaxError, TypeError) as error:
+        # torch.fx checks nothing of the arguments that functions of Python are given.
+        raise CorruptProgramError(f"a graph has nodes that cannot be called: {error}") from error
 
 
 def _parameter_name(name: str) -> str:

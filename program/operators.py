@@ -176,7 +176,7 @@ def _lookup(name: str, custom_ops: Collection[str]) -> Callable[..., Any]:
 def _check_compatible(target: torch._ops.OpOverload, written: str) -> None:
     try:
         old = torch._C.parse_schema(written)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # it says some things in broken UTF-8
         raise OperatorMismatchError(
             f"the recorded schema of '{target._schema.name}' cannot be read: {written!r}"
         ) from error
