@@ -34,6 +34,9 @@ _PYTHON_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "python::mod": operator.mod,
     "python::pow": operator.pow,
     "python::neg": operator.neg,
+    "python::and": operator.and_,
+    "python::or": operator.or_,
+    "python::xor": operator.xor,
     "python::eq": operator.eq,
     "python::ne": operator.ne,
     "python::lt": operator.lt,
@@ -50,6 +53,8 @@ _PYTHON_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "python::sym_min": torch.sym_min,
     "python::sym_not": torch.sym_not,
     "python::sym_ite": torch.sym_ite,
+    "python::sym_sum": torch.sym_sum,
+    "python::sym_sqrt": torch._sym_sqrt,  # type: ignore[attr-defined]
 }
 _PYTHON_NAMES = {function: name for name, function in _PYTHON_FUNCTIONS.items()}
 
