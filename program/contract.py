@@ -7,6 +7,7 @@ number throughout a call, whichever input shows it first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -246,75 +247,79 @@ def find_binders(contract: Contract) -> list[Binder]:
     return [found[index] for index in range(len(contract.symbols))]
 
 
-@dataclass(frozen=True, slots=True)
-class _InputCheck:
-    name: str
-    dtype: ScalarType
-    rank: int
-    static: tuple[tuple[int, int], ...]  # dimension, size
-    plain: tuple[tuple[int, int], ...]  # dimension, symbol
-    derived: tuple[tuple[int, Callable[[Sequence[int]], int]], ...]
-
-
-def _compile_input(name: str, spec: TensorSpec, binders: Sequence[Binder]) -> _InputCheck:
-    static, plain, derived = [], [], []
-    for dimension, size in enumerate(spec.shape):
-        if isinstance(size, Constant):
-            static.append((dimension, size.value))
-        elif any(item.input == name and item.dimension == dimension for item in binders):
-            continue  # it determines a symbol, so it cannot contradict it
-        elif isinstance(size, SymbolReference):
-            plain.append((dimension, size.index))
-        else:
-            derived.append((dimension, compile_expression(size)))
-    return _InputCheck(name, spec.dtype, spec.rank, tuple(static), tuple(plain), tuple(derived))
-
-
 def _compile_check(contract: Contract) -> Callable[[TensorInputs], tuple[int, ...] | None]:
-    """Returns a function that gives the binding of a legal call, and None for any other."""
-    binders = find_binders(contract)
-    checks = [_compile_input(name, spec, binders) for name, spec in contract.tensor_inputs.items()]
-    positions = {check.name: position for position, check in enumerate(checks)}
-    binds = [(positions[item.input], item.dimension, item.factor, item.offset) for item in binders]
-    ranges = [(symbol.minimum, symbol.maximum) for symbol in contract.symbols]
-    conditions = [compile_condition(relation.condition) for relation in contract.relations]
-    count = len(checks)
+    """Returns a function that gives the binding of a legal call, and None for any other.
 
-    def check(inputs: TensorInputs) -> tuple[int, ...] | None:
-        if len(inputs) != count:
+    It runs for every request, so everything that it needs lies ready in tuples: what each input
+    must be, where each symbol is read from, and what then must agree.
+    """
+    binders = find_binders(contract)
+    inputs = contract.tensor_inputs
+    positions = {name: position for position, name in enumerate(inputs)}
+    determining = {(item.input, item.dimension) for item in binders}
+    headers = [
+        (
+            name,
+            spec.dtype,
+            spec.rank,
+            [(at, size.value) for at, size in enumerate(spec.shape) if isinstance(size, Constant)],
+        )
+        for name, spec in inputs.items()
+    ]
+    reads = [
+        (
+            positions[item.input],
+            item.dimension,
+            None if (item.factor, item.offset) == (1, 0) else (item.factor, item.offset),
+            contract.symbols[item.symbol].minimum,
+            _upper_bound(contract.symbols[item.symbol]),
+        )
+        for item in binders
+    ]
+    repeats = []
+    derived = []
+    for name, spec in inputs.items():
+        for dimension, size in enumerate(spec.shape):
+            if (name, dimension) in determining or isinstance(size, Constant):
+                continue  # a dimension that determines a symbol cannot contradict it
+            if isinstance(size, SymbolReference):
+                repeats.append((positions[name], dimension, size.index))
+            else:
+                derived.append((positions[name], dimension, compile_expression(size)))
+    conditions = [compile_condition(relation.condition) for relation in contract.relations]
+    count = len(headers)
+
+    def check(given: TensorInputs) -> tuple[int, ...] | None:
+        if len(given) != count:
             return None
         shapes = []
-        for item in checks:
-            given = inputs.get(item.name)
-            if given is None:
+        for name, dtype, rank, static in headers:
+            if name not in given:
                 return None
-            dtype, shape = given
-            if dtype is not item.dtype or len(shape) != item.rank:
+            actual_dtype, shape = given[name]
+            if actual_dtype is not dtype or len(shape) != rank:
                 return None
-            for dimension, size in item.static:
-                if shape[dimension] != size:
+            for dimension, length in static:
+                if shape[dimension] != length:
                     return None
             shapes.append(shape)
         values = []
-        for (position, dimension, factor, offset), (minimum, maximum) in zip(
-            binds, ranges, strict=True
-        ):
+        for position, dimension, form, minimum, maximum in reads:
             value = shapes[position][dimension]
-            if factor != 1 or offset:
-                value, remainder = divmod(value - offset, factor)
+            if form is not None:
+                value, remainder = divmod(value - form[1], form[0])
                 if remainder:
                     return None
-            if value < minimum or (maximum is not None and value > maximum):
+            if not minimum <= value <= maximum:
                 return None
             values.append(value)
+        for position, dimension, symbol in repeats:
+            if shapes[position][dimension] != values[symbol]:
+                return None
         try:
-            for item, shape in zip(checks, shapes, strict=True):
-                for dimension, symbol in item.plain:
-                    if shape[dimension] != values[symbol]:
-                        return None
-                for dimension, size_of in item.derived:
-                    if shape[dimension] != size_of(values):
-                        return None
+            for position, dimension, size_of in derived:
+                if shapes[position][dimension] != size_of(values):
+                    return None
             for holds in conditions:
                 if not holds(values):
                     return None
@@ -323,3 +328,8 @@ def _compile_check(contract: Contract) -> Callable[[TensorInputs], tuple[int, ..
         return tuple(values)
 
     return check
+
+
+def _upper_bound(symbol: Symbol) -> float:
+    """Returns a symbol's maximum, or infinity, which is larger than every integer."""
+    return math.inf if symbol.maximum is None else symbol.maximum

@@ -263,11 +263,18 @@ def linear_form(expression: Expression) -> tuple[int, SymbolReference, int] | No
 
 
 def _fold(
-    operands: Sequence[Callable[[Values], int]], combine: Callable[[int, int], int]
+    expressions: Sequence[Expression], combine: Callable[[int, int], int]
 ) -> Callable[[Values], int]:
-    if len(operands) == 2:
-        first, second = operands
-        return lambda values: combine(first(values), second(values))
+    match expressions:
+        # What relations mostly consist of: a symbol and a number.
+        case (SymbolReference(index, _), Constant(number)):
+            return lambda values: combine(values[index], number)
+        case (Constant(number), SymbolReference(index, _)):
+            return lambda values: combine(number, values[index])
+        case (left, right):
+            first, second = compile_expression(left), compile_expression(right)
+            return lambda values: combine(first(values), second(values))
+    operands = [compile_expression(item) for item in expressions]
 
     def fold(values: Values) -> int:
         result = operands[0](values)
@@ -286,17 +293,17 @@ def compile_expression(expression: Expression) -> Callable[[Values], int]:
         case SymbolReference(index, _):
             return lambda values: values[index]
         case Add(operands):
-            return _fold([compile_expression(item) for item in operands], operator.add)
+            return _fold(operands, operator.add)
         case Multiply(operands):
-            return _fold([compile_expression(item) for item in operands], operator.mul)
+            return _fold(operands, operator.mul)
         case Minimum(operands):
-            return _fold([compile_expression(item) for item in operands], min)
+            return _fold(operands, min)
         case Maximum(operands):
-            return _fold([compile_expression(item) for item in operands], max)
+            return _fold(operands, max)
         case FloorDivide(left, right):
-            return _fold([compile_expression(left), compile_expression(right)], operator.floordiv)
+            return _fold((left, right), operator.floordiv)
         case Modulo(left, right):
-            return _fold([compile_expression(left), compile_expression(right)], operator.mod)
+            return _fold((left, right), operator.mod)
         case _:
             raise ValueError("a size that depends on the inputs' values has no value beforehand")
 
@@ -312,6 +319,10 @@ def holds(condition: Condition, values: Values) -> bool:
 def compile_condition(condition: Condition) -> Callable[[Values], bool]:
     """Returns a function from the symbols' values to whether the condition holds."""
     match condition:
+        case Comparison(symbol, left, Constant(value)):
+            compare = _COMPARISONS[symbol]
+            first = compile_expression(left)
+            return lambda values: compare(first(values), value)
         case Comparison(symbol, left, right):
             compare = _COMPARISONS[symbol]
             first, second = compile_expression(left), compile_expression(right)
