@@ -10,17 +10,19 @@ import torch
 from torch.utils import _pytree as pytree
 
 from slipway.export.assertions import describe_assertions
+from slipway.export.cases import make_cases
 from slipway.export.dimensions import bind_example, declare
 from slipway.export.encoding import encode
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.gate import check_against_eager, preserved_buffers
 from slipway.export.layout import differs_when_transposed
-from slipway.export.models import module_for_method
+from slipway.export.models import module_for_method, restoring_dicts
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import DynamicShapes, ExportSpec
 from slipway.export.tightening import tighten
 from slipway.export.tracing import Traced, Tracer, settle
 from slipway.export.translation import is_from_tracing, translate
+from slipway.program.cases import Case
 from slipway.program.contract import DEFAULT_METHOD, Contract
 from slipway.program.program import Program
 
@@ -80,6 +82,7 @@ def export_spec(spec: ExportSpec) -> Program:
         args = method.args if isinstance(method.args, tuple) else (method.args,)
         kwargs = dict(method.kwargs or {})
         declared = declare(bind_example(module.forward, args, kwargs), method)
+        module = restoring_dicts(module, args, kwargs)
         _run_example(module, args, kwargs)
         tracer = Tracer(module, method.output_names, name, spec.strict)
         traced[name] = tracer.trace(args, kwargs, declared)
@@ -90,9 +93,17 @@ def export_spec(spec: ExportSpec) -> Program:
         spec.custom_ops,
     )
 
+    cases: list[Case] = []
+
     def build() -> Program:
-        cpu = torch.device("cpu")
-        return Program(contracts, graphs, weights, device=cpu, custom_ops=spec.custom_ops)
+        return Program(
+            contracts,
+            graphs,
+            weights,
+            device=torch.device("cpu"),
+            custom_ops=spec.custom_ops,
+            cases=lambda: cases,
+        )
 
     program = build()
     for name, item in traced.items():
@@ -104,6 +115,7 @@ def export_spec(spec: ExportSpec) -> Program:
     for name, item in traced.items():
         notes = check_against_eager(item.model, program, name, item.example)
         contracts[name] = replace(contracts[name], notes=(*contracts[name].notes, *notes))
+        cases += make_cases(item.model, contracts[name], item.example, spec.cases)
     return build()
 
 

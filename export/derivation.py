@@ -17,6 +17,7 @@ from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.narrowing import Narrowing, Verdict, examine
 from slipway.export.symbol_table import SymbolTable
 from slipway.export.symbolic import InexpressibleError, to_condition
+from slipway.export.unchecked import unchecked_guards
 from slipway.program.contract import (
     Contract,
     InputSpec,
@@ -83,14 +84,15 @@ def derive(
     inputs = tuple(
         InputSpec(name, tensor=table.tensor_spec(leaf, name))
         if isinstance(leaf, torch.Tensor)
-        else InputSpec(name, constant=_plain_value(name, leaf))
+        else InputSpec(name, constant=_plain_value(leaf))
         for name, leaf in leaves.items()
     )
     outputs = _outputs(capture, output_tree, output_names, table)
     stated = declared.conditions(table.symbols)
     relations: dict[Relation, Narrowing | None] = {Relation(item): None for item in stated}
     bounds = {str(relation) for relation, _ in _relations([*table.hinted_bounds()], table, stated)}
-    relations |= _relations([*capture.guards, *table.hinted_bounds()], table, stated)
+    guards = [*capture.guards, *unchecked_guards(capture), *table.hinted_bounds()]
+    relations |= _relations(guards, table, stated)
     try:
         contract = Contract(
             method=method,
@@ -142,15 +144,9 @@ def _symbolic_tensors(capture: Capture) -> Iterator[torch.Tensor]:
             yield placeholders[spec.arg.name].meta["val"]
 
 
-def _plain_value(name: str, value: Any) -> PythonValue:
-    if isinstance(value, bool | int | float | str | None):
-        return value
-    raise ExportError(
-        ExportErrorKind.INVALID_SPEC,
-        f"the argument '{name}' is a {type(value).__name__}",
-        "pass tensors, containers of them (a dataclass must be registered with "
-        "torch.export.register_dataclass), or None, bool, int, float and str",
-    )
+def _plain_value(value: Any) -> PythonValue:
+    assert isinstance(value, bool | int | float | str | None)  # `declare` refuses others
+    return value
 
 
 def _outputs(
@@ -212,8 +208,7 @@ def _relations(
 ) -> Iterator[tuple[Relation, Narrowing | None]]:
     """Yields the relations, each with how it narrows what was declared, if it does."""
     seen: set[str] = set()
-    for guard in guards:
-        condition = guard.condition.xreplace(table.meaning)
+    for guard, condition in _conditions(guards, table):
         if condition == sympy.true or not condition.free_symbols <= set(table.index):
             continue  # always so, or about data: then the graph itself asserts it
         try:
@@ -235,6 +230,22 @@ def _relations(
         if not condition.free_symbols & table.inferred:
             narrowing = Narrowing(converted, verdict.counterexample, guard.source)
         yield Relation(converted, "" if guard.source is None else str(guard.source)), narrowing
+
+
+def _conditions(guards: Sequence[Guard], table: SymbolTable) -> Iterator[tuple[Guard, sympy.Basic]]:
+    """Yields what the guards say of the contract's symbols, each statement for itself."""
+    for guard in guards:
+        condition = guard.condition.xreplace(table.meaning)
+        match condition:
+            case sympy.Ne(args=(sympy.Mul() as product, sympy.Integer(is_zero=True))):
+                # Of one symbol each, so that whether the graph needs it can be found out.
+                for factor in product.args:
+                    yield guard, sympy.Ne(factor, 0)
+            case sympy.And():
+                for part in sorted(condition.args, key=str):
+                    yield guard, part
+            case _:
+                yield guard, condition
 
 
 def _with_batch_symbol(contract: Contract) -> Contract:

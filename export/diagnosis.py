@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,16 @@ from torch.utils import _pytree as pytree
 __all__ = ["Diagnosis", "diagnose"]
 
 
+_PAUSE = 0.02
+"""Seconds between two calls, so that a clock shows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """Why a model and its graph differ.
 
     Attributes:
-      reason: a clause about the model, empty where it is not known.
+      reason: a clause about the model.
       advice: what to change.
     """
 
@@ -38,12 +43,13 @@ def diagnose(model: torch.nn.Module, call: Callable[[], Any]) -> Diagnosis:
         torch.manual_seed(0)
         attributes = _attributes(model)
         sources = _random_states()
-        first = call()
+        first = _outcome(call)
         drawn_from = [name for name, state in _random_states().items() if state != sources[name]]
         changed = [
             name for name, value in _attributes(model).items() if attributes.get(name) != value
         ]
-        repeatable = _equal(first, call())
+        time.sleep(_PAUSE)
+        repeatable = _equal(first, _outcome(call))
     if "torch" in drawn_from and any(module.training for module in model.modules()):
         return Diagnosis(
             "the model drops out at random, or the like",
@@ -83,11 +89,21 @@ def _random_states() -> dict[str, Any]:
     }
 
 
+def _outcome(call: Callable[[], Any]) -> Any:
+    """Returns what a call gives, or the name of its error."""
+    try:
+        return call()
+    except Exception as error:
+        return type(error).__name__
+
+
 def _equal(first: Any, second: Any) -> bool:
     ours, theirs = pytree.tree_leaves(first), pytree.tree_leaves(second)
     return len(ours) == len(theirs) and all(
-        torch.allclose(one, other, equal_nan=True)
-        if isinstance(one, torch.Tensor)
+        one.shape == other.shape
+        and one.dtype is other.dtype
+        and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
         else one == other
         for one, other in zip(ours, theirs, strict=True)
     )

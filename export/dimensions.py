@@ -263,8 +263,8 @@ def declare(call: ExampleCall, spec: MethodSpec) -> Declarations:
         )
     declared: dict[str, tuple[Declaration, ...]] = {}
     for (name, leaf), given in zip(call.leaves, shapes, strict=True):
+        _require_plain(name, leaf)
         if isinstance(leaf, torch.Tensor):
-            _require_plain(name, leaf)
             declared[name] = _dimensions(name, leaf, given, symbols)
         elif given is not None:
             _invalid(
@@ -304,20 +304,28 @@ def _collected(call: ExampleCall, shapes: ShapesCollection | AdditionalInputs) -
     return collect(signature, call.args, dict(call.kwargs))
 
 
-def _require_plain(name: str, tensor: torch.Tensor) -> None:
-    """Checks that an example tensor has values in the way that a call can have them."""
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+def _require_plain(name: str, leaf: Any) -> None:
+    """Checks that a leaf of the example is what a call can have: a dense tensor or a value."""
+    if not isinstance(leaf, torch.Tensor | bool | int | float | str | None):
+        _invalid(
+            f"the argument '{name}' is a {type(leaf).__name__}",
+            "pass tensors, containers of them (a dataclass must be registered with "
+            "torch.export.register_dataclass), or None, bool, int, float and str",
+        )
+    if not isinstance(leaf, torch.Tensor):
+        return
+    if leaf.layout is not torch.strided or leaf.is_quantized or leaf.is_meta:
         what = (
             "quantized"
-            if tensor.is_quantized
+            if leaf.is_quantized
             else "on the device meta, without values"
-            if tensor.is_meta
-            else f"of the layout {tensor.layout}"
+            if leaf.is_meta
+            else f"of the layout {leaf.layout}"
         )
         _invalid(
             f"the example's '{name}' is {what}",
-            "pass dense tensors with values: of what is sparse or quantized its parts, and make "
-            "such a tensor of them in the model",
+            "pass dense tensors with values: of what is sparse its indices and values, of what is "
+            "quantized its integers, scale and zero point",
         )
 
 

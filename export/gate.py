@@ -28,7 +28,14 @@ from slipway.program.errors import ContractViolation, DataViolation
 from slipway.program.program import Program
 from slipway.program.trees import Tree
 
-__all__ = ["assert_same", "check_against_eager", "compare", "preserved_buffers"]
+__all__ = [
+    "assert_same",
+    "bindings",
+    "check_against_eager",
+    "compare",
+    "preserved_buffers",
+    "run_model",
+]
 
 _MAXIMUM_ELEMENTS = 1 << 20
 """A case with more input elements than this is left out, so that a build does not wait for it."""
@@ -59,7 +66,7 @@ def check_against_eager(
     contract = program.methods[name].contract
     compare(model, program, name, list(example), "on the example")
     left_out = []
-    for binding in itertools.islice(_bindings(contract), _MAXIMUM_CASES):
+    for binding in itertools.islice(bindings(contract), _MAXIMUM_CASES):
         where = ", ".join(
             f"{symbol.name} = {value}"
             for symbol, value in zip(contract.symbols, binding, strict=True)
@@ -206,13 +213,27 @@ def assert_same(actual: Any, expected: Any) -> None:
         f"results are nested as {our_tree} instead of {their_tree}"
     )
     for one, other in zip(ours, theirs, strict=True):
-        assert type(one) is type(other) or isinstance(one, torch.Tensor), (
-            f"{one!r} is not {other!r}"
-        )
+        tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+        assert tensors or type(one) is type(other), f"{one!r} is not {other!r}"
         if isinstance(other, torch.Tensor):
             torch.testing.assert_close(one, other.detach(), equal_nan=True)
         else:
             assert one == other or (one != one and other != other), f"{one!r} is not {other!r}"
+
+
+def run_model(model: torch.nn.Module, contract: Contract, leaves: Sequence[object]) -> Any:
+    """Returns what a model gives for a call, or None if it fails for these values.
+
+    Args:
+      model: its buffers are left as they were.
+      contract: of the call.
+      leaves: of the call; they are left as they are.
+    """
+    try:
+        return _run_model(model, _call(contract.input_tree, leaves), {}).result
+    except Exception:
+        # Whatever a model raises: the gate has already decided whether it may.
+        return None
 
 
 def _run_model(
@@ -277,7 +298,7 @@ def _call(tree: Tree, leaves: Sequence[object]) -> tuple[tuple[Any, ...], dict[s
     return args, kwargs
 
 
-def _bindings(contract: Contract) -> Iterator[tuple[int, ...]]:
+def bindings(contract: Contract) -> Iterator[tuple[int, ...]]:
     """Yields legal values of the symbols: the lowest, 1, the highest, and some between."""
     if not contract.symbols:
         return

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
+from slipway.export.containers import tree_of
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.spec import MethodSpec
 
-__all__ = ["module_for_method"]
+__all__ = ["module_for_method", "restoring_dicts"]
 
 
 def module_for_method(
@@ -51,14 +54,54 @@ def module_for_method(
         )
     if isinstance(function, torch.nn.Module):
         return function
+    return _with_weights_of(model, function)
+
+
+def restoring_dicts(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> torch.nn.Module:
+    """Returns a module that is called with plain dicts where a model wants dicts of other types.
+
+    To a program all dicts are one; the model gets those that it has in an example of its arguments,
+    such as an `OrderedDict`, or a library's own.
+
+    Args:
+      module: the model.
+      args, kwargs: the example.
+    """
+    structure = pytree.tree_structure((args, dict(kwargs)))
+    if all(item.type is dict for item in _dicts(structure)):
+        return module
+    tree = tree_of(structure, "the example arguments")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        leaves = tree.flatten((args, kwargs), "the arguments")
+        restored_args, restored_kwargs = pytree.tree_unflatten(leaves, structure)
+        return module(*restored_args, **restored_kwargs)
+
+    forward.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
+    return _with_weights_of(module, forward)
+
+
+def _dicts(structure: pytree.TreeSpec) -> Iterator[pytree.TreeSpec]:
+    if isinstance(structure.type, type) and issubclass(structure.type, Mapping):
+        yield structure
+    for child in structure.children():
+        yield from _dicts(child)
+
+
+def _with_weights_of(
+    model: torch.nn.Module | Callable[..., Any], function: Callable[..., Any]
+) -> torch.nn.Module:
+    """Returns a module that calls a function, and has a model's weights under their own names."""
     module = torch.nn.Module()
     module.forward = function
-    if isinstance(model, torch.nn.Module):
-        # So that tracing finds the weights, under their own names.
-        for child_name, child in model.named_children():
-            module.add_module(child_name, child)
-        module._parameters = model._parameters
-        module._buffers = model._buffers
-        module.training = model.training
-        return module
-    return module.eval()
+    if not isinstance(model, torch.nn.Module):
+        return module.eval()
+    # So that tracing finds the weights.
+    for child_name, child in model.named_children():
+        module.add_module(child_name, child)
+    module._parameters = model._parameters
+    module._buffers = model._buffers
+    module.training = model.training
+    return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import linecache
 import os
 import re
@@ -12,9 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
-import mpmath
-import numpy
-import sympy
 import torch
 from torch._guards import TracingContext
 
@@ -28,10 +26,15 @@ __all__ = [
     "user_line_of_node",
 ]
 
+
+def _folder_of(package: str) -> str:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return str(Path(spec.origin).parent) + os.sep
+
+
 # Tracing runs through all of these; other packages may hold models.
-_LIBRARIES = tuple(
-    str(Path(package.__file__).parent) + os.sep for package in (torch, sympy, mpmath, numpy)
-)
+_LIBRARIES = tuple(_folder_of(package) for package in ("torch", "sympy", "mpmath", "numpy"))
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
 _SITE_PACKAGES = os.sep + "site-packages" + os.sep
 _OURS = tuple(str(Path(__file__).parent.parent / room) + os.sep for room in ("export", "program"))

@@ -72,6 +72,8 @@ class ExportSpec(MethodSpec):
       methods: instead of the one method `forward`, several that share the model's weights, by name.
       custom_ops: namespaces of operators outside torch that the graph may call, `"my_ops"` for
         `torch.ops.my_ops`. In Bazel they are those of the target's `custom_ops`.
+      cases: how many calls of each method, with their results, travel with the program, to be tried
+        where it is loaded. Their inputs have the values of the example's. 0: none.
       strict: whether torch traces by interpreting bytecode; the default runs the Python code on
         symbolic tensors.
     """
@@ -79,4 +81,5 @@ class ExportSpec(MethodSpec):
     model: torch.nn.Module | Callable[..., Any]
     methods: Mapping[str, MethodSpec] | None = None
     custom_ops: Sequence[str] = ()
+    cases: int = 3
     strict: bool = False

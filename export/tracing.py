@@ -8,8 +8,8 @@ decided by tracing at that very size: it is if that gives the same graph.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -34,9 +34,16 @@ from slipway.program.expressions import (
 __all__ = ["Traced", "Tracer", "settle"]
 
 _FAR = 1 << 40
-# Tracing leaves them out, or puts them in, where a size of 1 makes a tensor contiguous. When a
-# graph runs they look at the tensor that there is, as the model does.
-_LEAVE_VALUES = (torch.ops.aten.contiguous.default, torch.ops.aten.alias.default)
+# Where the result has the shape of the operand, these give the operand. Tracing leaves them out, or
+# puts them in, where a size of 1 makes a tensor contiguous, or spares a broadcast or a selection.
+_LEAVE_VALUES = (
+    torch.ops.aten.alias.default,
+    torch.ops.aten.contiguous.default,
+    torch.ops.aten.expand.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.view.default,
+)
 
 _FEW = 2
 """So many sizes that a relation excludes are tried, each by tracing the model again."""
@@ -63,12 +70,20 @@ class Traced:
 
 @dataclass(frozen=True, slots=True)
 class Tracer:
-    """Traces one model, on different examples."""
+    """Traces one model, on different examples.
+
+    Attributes:
+      settled: by the values of symbols that were fixed, what was traced there and its contract;
+        None where that is impossible.
+    """
 
     module: torch.nn.Module
     output_names: Sequence[str] | None
     method: str
     strict: bool
+    settled: dict[frozenset[tuple[str, int]], tuple[Traced, Contract] | None] = field(
+        default_factory=dict
+    )
 
     def trace(
         self,
@@ -205,22 +220,98 @@ def _relations_at(tracer: Tracer, traced: Traced, symbol: int, value: int) -> se
     }
     fixed = {**traced.declared.fixed, named.name: value}
     declared = replace(traced.declared, dimensions=dimensions, fixed=fixed)
-    call: Any = contract.input_tree.unflatten(iter(leaves))
-    args, kwargs = call
-    try:
-        again = tracer.trace(args, kwargs, declared)
-        relations = settle(tracer, again).relations
-    except ExportError:
-        return None  # it cannot be traced there, so it stays excluded
+    key = frozenset(fixed.items())
+    if key not in tracer.settled:
+        call: Any = contract.input_tree.unflatten(iter(leaves))
+        try:
+            args, kwargs = call
+            again = tracer.trace(args, kwargs, declared)
+            tracer.settled[key] = again, settle(tracer, again)
+        except ExportError:
+            tracer.settled[key] = None  # it cannot be traced there, so it stays excluded
+    found = tracer.settled[key]
     values = {sympy.Symbol(named.name, integer=True, nonnegative=True): value}
-    return set(map(str, relations)) if _same_graph(traced, again, values) else None
+    if found is None or not _same_graph(traced, found[0], values):
+        return None
+    return set(map(str, found[1].relations))
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A traced graph where symbols have certain values."""
+
+    traced: Traced
+    values: Mapping[sympy.Symbol, int]
+
+    def integer(self, value: Any) -> sympy.Basic | None:
+        """Returns a size over the contract's symbols, be it a number, symbolic, or a node."""
+        if isinstance(value, torch.fx.Node):
+            value = value.meta.get("val")
+        if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+            return None
+        meaning = self.traced.derivation.table.meaning
+        return expression_of(value).xreplace(meaning).xreplace(self.values)
+
+    def shape(self, node: Any) -> list[sympy.Basic | None] | None:
+        """Returns the shape of a node's result; None if it is no tensor."""
+        value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
+        return list(map(self.integer, value.shape)) if isinstance(value, torch.Tensor) else None
+
+    def nodes(self, graph: torch.fx.Graph) -> list[torch.fx.Node]:
+        """Returns all nodes but those that give their operand, and those that compute sizes.
+
+        The latter are compared by what they give.
+        """
+        return [
+            node
+            for node in graph.nodes
+            if not isinstance(node.meta.get("val"), int | torch.SymInt | torch.SymBool)
+            and not self._gives_operand(node)
+        ]
+
+    def origin(self, argument: Any) -> Any:
+        """Returns the node that an argument has its values from."""
+        while isinstance(argument, torch.fx.Node) and self._gives_operand(argument):
+            argument = argument.args[0]
+        return argument
+
+    def arguments(self, node: torch.fx.Node) -> dict[str, Any]:
+        """Returns the arguments that matter by name, with the defaults of those not given."""
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return {**{str(place): item for place, item in enumerate(node.args)}, **node.kwargs}
+        parameters = node.target._schema.arguments
+        found = {item.name: item.default_value for item in parameters if item.has_default_value()}
+        found |= {item.name: value for item, value in zip(parameters, node.args, strict=False)}
+        found |= node.kwargs
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            lengths = [(self.shape(found[name]) or [None] * 2)[-2] for name in ("query", "key")]
+            if lengths == [1, 1]:
+                # One position attends to itself, whether it may attend to later ones or not.
+                del found["is_causal"]
+        return found
+
+    def _gives_operand(self, node: torch.fx.Node) -> bool:
+        shape = self.shape(node)
+        return (
+            node.target in _LEAVE_VALUES and shape is not None and shape == self.shape(node.args[0])
+        )
 
 
 def _same_graph(first: Traced, second: Traced, values: Mapping[sympy.Symbol, int]) -> bool:
     """Returns whether two graphs are the same where symbols of the first have certain values."""
-    ours, theirs = list(_tensor_nodes(first)), list(_tensor_nodes(second))
-    if len(ours) != len(theirs) or any(node.op == "get_attr" for node in ours):
-        return False  # subgraphs are not compared
+    return _same_nodes(
+        _View(first, values),
+        _View(second, {}),
+        first.capture.exported.graph,
+        second.capture.exported.graph,
+    )
+
+
+def _same_nodes(our: _View, their: _View, first: torch.fx.Graph, second: torch.fx.Graph) -> bool:
+    """Returns whether two graphs and their subgraphs are the same, as two views have them."""
+    ours, theirs = our.nodes(first), their.nodes(second)
+    if len(ours) != len(theirs):
+        return False
     same = dict(zip(ours, theirs, strict=True))
 
     def equal(left: Any, right: Any) -> bool:
@@ -230,48 +321,28 @@ def _same_graph(first: Traced, second: Traced, values: Mapping[sympy.Symbol, int
                 and len(left) == len(right)
                 and all(map(equal, left, right))
             )
-        left, right = _value(left), _value(right)
+        left, right = our.origin(left), their.origin(right)
         if isinstance(left, torch.fx.Node) and left in same:
             return same[left] is right
-        integer = _integer(left, first)
+        integer = our.integer(left)
         if integer is not None:
-            return bool(integer.xreplace(values) == _integer(right, second))
+            return bool(integer == their.integer(right))
         return type(left) is type(right) and bool(left == right)
 
-    def shape(node: torch.fx.Node, traced: Traced) -> list[Any]:
-        value = node.meta.get("val")
-        return list(value.shape) if isinstance(value, torch.Tensor) else []
+    def same_arguments(left: dict[str, Any], right: dict[str, Any]) -> bool:
+        return left.keys() == right.keys() and all(equal(left[name], right[name]) for name in left)
+
+    def same_subgraph(left: torch.fx.Node, right: torch.fx.Node) -> bool:
+        one, other = (getattr(item.graph.owning_module, str(item.target)) for item in (left, right))
+        if not isinstance(one, torch.fx.GraphModule) or not isinstance(other, torch.fx.GraphModule):
+            return False
+        return _same_nodes(our, their, one.graph, other.graph)
 
     return all(
         left.op == right.op
         and (left.op == "placeholder" or left.target == right.target)
-        and equal(left.args, right.args)
-        and left.kwargs.keys() == right.kwargs.keys()
-        and all(equal(left.kwargs[name], right.kwargs[name]) for name in left.kwargs)
-        and equal(shape(left, first), shape(right, second))
+        and (left.op != "get_attr" or same_subgraph(left, right))
+        and same_arguments(our.arguments(left), their.arguments(right))
+        and our.shape(left) == their.shape(right)
         for left, right in same.items()
     )
-
-
-def _tensor_nodes(traced: Traced) -> Iterator[torch.fx.Node]:
-    """Yields all nodes but those that compute sizes, which are compared by what they give."""
-    for node in traced.capture.exported.graph.nodes:
-        size = isinstance(node.meta.get("val"), int | torch.SymInt | torch.SymBool)
-        if not size and node.target not in _LEAVE_VALUES:
-            yield node
-
-
-def _value(argument: Any) -> Any:
-    """Returns the node that an argument has its values from."""
-    while isinstance(argument, torch.fx.Node) and argument.target in _LEAVE_VALUES:
-        argument = argument.args[0]
-    return argument
-
-
-def _integer(value: Any, traced: Traced) -> sympy.Basic | None:
-    """Returns a size over the contract's symbols, whether it is a number, symbolic, or a node."""
-    if isinstance(value, torch.fx.Node):
-        value = value.meta.get("val")
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
-        return None
-    return expression_of(value).xreplace(traced.derivation.table.meaning)

@@ -19,6 +19,7 @@ from slipway.program.contract import (
     TensorSpec,
 )
 from slipway.program.errors import (
+    CaseFailedError,
     ContractViolation,
     CorruptProgramError,
     DataViolation,
@@ -34,11 +35,13 @@ from slipway.program.scalar_types import ScalarType
 from slipway.program.version import VERSION
 
 if TYPE_CHECKING:
+    from slipway.program.cases import verify
     from slipway.program.program import Method, Program, load
 
 __all__ = [
     "DEFAULT_METHOD",
     "VERSION",
+    "CaseFailedError",
     "Contract",
     "ContractViolation",
     "CorruptProgramError",
@@ -60,10 +63,15 @@ __all__ = [
     "Violation",
     "load",
     "load_contracts",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "verify":
+        from slipway.program import cases
+
+        return cases.verify
     if name in {"Method", "Program", "load"}:
         from slipway.program import program
 

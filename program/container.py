@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from slipway.program.contract import Contract
 from slipway.program.contract_codec import contract_from_proto
@@ -43,6 +43,7 @@ class Container:
       graph: a serialised `ProgramGraph`.
       weights: a serialised `WeightsIndex`.
       slipway_version, torch_version, python_version: what wrote it.
+      cases: a serialised `ProgramCases`; empty where there are none.
       sources: a serialised `Sources`, outside the digests; empty where it was not kept.
       versions: the format versions that it was written in.
     """
@@ -53,6 +54,7 @@ class Container:
     slipway_version: str
     torch_version: str
     python_version: str
+    cases: bytes = b""
     sources: bytes = b""
     versions: VersionNumbers = field(default_factory=lambda: dict(_VERSIONS))
 
@@ -94,6 +96,12 @@ class Container:
         _parse(message, self.weights, "weights section")
         return message
 
+    def cases_index(self) -> pb.ProgramCases:
+        """Returns the parsed cases section. Raises: CorruptProgramError."""
+        message = pb.ProgramCases()
+        _parse(message, self.cases, "cases section")
+        return message
+
     def _message(self) -> pb.Program:
         message = pb.Program(
             versions=pb.Versions(
@@ -110,13 +118,14 @@ class Container:
             contract=self.contract,
             graph=self.graph,
             weights=self.weights,
+            cases=self.cases,
         )
         message.digests.CopyFrom(_digests(message))
         return message
 
 
 def _parse(
-    message: pb.Program | pb.ProgramContract | pb.ProgramGraph | pb.WeightsIndex | pb.Sources,
+    message: Message,
     data: bytes,
     what: str,
 ) -> None:
@@ -138,6 +147,7 @@ def _digests(message: pb.Program) -> pb.Digests:
             ("contract", message.contract),
             ("graph", message.graph),
             ("weights", message.weights),
+            ("cases", message.cases),
         )
     }
     lines = ["slipway.program.v1"]
@@ -211,6 +221,7 @@ def read_container(directory: str | Path) -> Container:
         contract=message.contract,
         graph=message.graph,
         weights=message.weights,
+        cases=message.cases,
         slipway_version=message.producer.slipway_version,
         torch_version=message.producer.torch_version,
         python_version=message.producer.python_version,

@@ -5,7 +5,8 @@ SlipwayError
 │   ├── CorruptProgramError      missing, truncated or malformed
 │   ├── DigestMismatchError      altered since it was written
 │   ├── UnsupportedVersionError  written by a newer Slipway
-│   └── OperatorMismatchError    an operator is not allowed, not there, or has changed
+│   ├── OperatorMismatchError    an operator is not allowed, not there, or has changed
+│   └── CaseFailedError          it does not do here what it did where it was made
 ├── ContractViolation            a call's shapes, dtypes or names break the contract
 └── DataViolation                a call's values break what the model asserts of them
 """
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = [
+    "CaseFailedError",
     "ContractViolation",
     "CorruptProgramError",
     "DataViolation",
@@ -90,6 +92,10 @@ class Violation:
 
 class DataViolation(SlipwayError):
     """A call's values break an assertion of the model (`torch._check`)."""
+
+
+class CaseFailedError(ProgramError):
+    """A case of a program does not give what it must."""
 
 
 class ContractViolation(SlipwayError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from slipway.program.cases import Case, read_cases, write_cases
 from slipway.program.container import Container, read_container, write_container
 from slipway.program.contract import DEFAULT_METHOD, Contract, PythonValue
 from slipway.program.contract_codec import contract_to_proto
@@ -279,6 +280,7 @@ class Program:
         device: torch.device,
         digest: str | None = None,
         custom_ops: Collection[str] = (),
+        cases: Callable[[], Sequence[Case]] = tuple,
         torch_version: str = torch.__version__.partition("+")[0],
     ) -> None:
         """Use `slipway.export.export` or `load`.
@@ -290,6 +292,7 @@ class Program:
           device: where the weights are.
           digest: of the program that this was read from.
           custom_ops: namespaces, beside torch's own, whose operators it may call.
+          cases: reads the cases, which not everybody wants.
           torch_version: of the torch that captured it.
         """
         if len(contracts) != len(graphs.methods):
@@ -299,6 +302,7 @@ class Program:
         self._graphs = graphs
         self._weights = dict(weights)
         self._torch_version = torch_version
+        self._read_cases = cases
         self.device = device
         self.digest = digest
         modules = [
@@ -333,6 +337,11 @@ class Program:
                 f"{', '.join(self.methods)}: program.methods[NAME](…)"
             )
         return self.methods[DEFAULT_METHOD]
+
+    @property
+    def cases(self) -> Sequence[Case]:
+        """Returns the calls that travel with the program. Raises: ProgramError."""
+        return self._read_cases()
 
     @property
     def state(self) -> Mapping[str, torch.Tensor]:
@@ -370,10 +379,12 @@ class Program:
             ]
         )
         index = write_weights(directory, self._weights)
+        cases = write_cases(directory, self.cases)
         container = Container(
             contract=contracts.SerializeToString(deterministic=True),
             graph=self._graphs.SerializeToString(deterministic=True),
             weights=index.SerializeToString(deterministic=True),
+            cases=cases.SerializeToString(deterministic=True),
             slipway_version=VERSION,
             torch_version=self._torch_version,
             python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -434,6 +445,7 @@ def load(
             device=device,
             digest=container.digest,
             custom_ops=custom_ops,
+            cases=lambda: read_cases(directory, container.cases_index()),
             torch_version=container.torch_version,
         )
     except ProgramError as error:

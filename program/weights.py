@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from slipway.program.contract_codec import scalar_type_from_proto
-from slipway.program.errors import CorruptProgramError, DigestMismatchError, ProgramError
+from slipway.program.errors import CorruptProgramError, ProgramError
 from slipway.program.scalar_types import ScalarType
+from slipway.program.shards import checked_path, file_digest, open_shard
 from slipway.program.torch_types import from_torch, to_torch
 from slipway.proto import program_pb2 as pb
 
@@ -24,8 +22,6 @@ WEIGHTS_DIRECTORY = "weights"
 
 _SHARD_BYTES = 2**32
 """How many bytes of tensors a shard holds at most, unless one tensor alone is larger."""
-
-_HASH_CHUNK_BYTES = 2**22
 
 
 def write_weights(directory: Path, tensors: Mapping[str, torch.Tensor]) -> pb.WeightsIndex:
@@ -54,7 +50,7 @@ def write_weights(directory: Path, tensors: Mapping[str, torch.Tensor]) -> pb.We
                 shape=tensors[name].shape,
                 shard=number,
             )
-        index.shards.add(file=path.name, size=path.stat().st_size, sha256=_sha256(path))
+        index.shards.add(file=path.name, size=path.stat().st_size, sha256=file_digest(path))
     return index
 
 
@@ -98,14 +94,6 @@ def _split(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
     return shards
 
 
-def _sha256(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.digest()
-
-
 def read_weights(
     directory: Path, index: pb.WeightsIndex, device: torch.device
 ) -> list[torch.Tensor]:
@@ -117,8 +105,8 @@ def read_weights(
     """
     if len({weight.name for weight in index.weights}) != len(index.weights):
         raise CorruptProgramError("two weights have one name")
-    paths = [_checked_path(directory, shard) for shard in index.shards]
-    shards = [_open_shard(path) for path in paths]
+    paths = [checked_path(directory / WEIGHTS_DIRECTORY, shard) for shard in index.shards]
+    shards = [open_shard(path) for path in paths]
     tensors = []
     for weight in index.weights:
         if weight.shard >= len(shards):
@@ -136,37 +124,3 @@ def read_weights(
             )
         tensors.append(tensor.to(device))
     return tensors
-
-
-def _open_shard(path: Path) -> safe_open:
-    """Returns an opened safetensors file. Raises: CorruptProgramError."""
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise CorruptProgramError(f"{path} is not a safetensors file: {error}") from error
-
-
-def _checked_path(directory: Path, shard: pb.Shard) -> Path:
-    # The name comes from the artifact: nothing but a plain file beside program.pb may be meant.
-    if not shard.file or shard.file in {".", ".."} or set(shard.file) & {"/", "\\", "\0"}:
-        raise CorruptProgramError(f"{directory}: {shard.file!r} is not a plain file name")
-    path = directory / WEIGHTS_DIRECTORY / shard.file
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise CorruptProgramError(
-            f"cannot read the weights {path}: {error.strerror}; copy or build the program again"
-        ) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise CorruptProgramError(f"the weights {path} are not a file")
-    if status.st_size != shard.size:
-        raise CorruptProgramError(
-            f"the weights {path} have {status.st_size} bytes; {shard.size} were written. "
-            "Copy or build the program again"
-        )
-    if _sha256(path) != shard.sha256:
-        raise DigestMismatchError(
-            f"the weights {path} are not those that were written (SHA-256 differs); "
-            "copy or build the program again"
-        )
-    return path

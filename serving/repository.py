@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from slipway.program import DEFAULT_METHOD, Contract, Program, ProgramError, load
+from slipway.program import DEFAULT_METHOD, Contract, Program, ProgramError, load, verify
 from slipway.serving.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -134,6 +134,7 @@ class Repository:
             path = self._directory / name / str(version)
             try:
                 program = load(path, device=str(device), custom_ops=custom_ops)
+                verify(program)
                 models = _models_of(program, name, version, device)
                 self._require_free_names(name, models)
             except (ProgramError, SignatureError) as error:

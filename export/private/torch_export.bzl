@@ -50,8 +50,11 @@ def _torch_export_impl(ctx):
             "supports-workers": "1",
         },
         env = {
-            # Random weights and example inputs must not depend on the machine's vector units.
+            # Random weights, and the results kept as cases, must not depend on the machine's vector
+            # units: of torch's own kernels, of MKL's and of oneDNN's.
             "ATEN_CPU_CAPABILITY": "default",
+            "MKL_CBWR": "COMPATIBLE",
+            "ONEDNN_MAX_CPU_ISA": "SSE41",
             # A build never depends on which accelerators its machine has.
             "CUDA_VISIBLE_DEVICES": "",
             # The order of a sum depends on how many threads share it.

@@ -1,0 +1,110 @@
+"""Cases that travel with a program."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from slipway.export import Dim, export
+from slipway.program import (
+    CaseFailedError,
+    CorruptProgramError,
+    DigestMismatchError,
+    Program,
+    load,
+    verify,
+)
+from slipway.program.cases import AnsweredCase, RefusedCase
+from slipway.program.container import read_container, write_container
+from slipway.program.shards import file_digest
+
+ROWS = Dim("rows", min=1, max=6)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2).eval()
+    export(model, torch.randn(4, 3), dynamic_shapes=({0: ROWS},)).save(tmp_path / "program")
+    return tmp_path / "program"
+
+
+def rewrite(directory: Path, change: float) -> Program:
+    """Adds to every tensor of the cases, with digests that fit, and loads the program."""
+    path = directory / "cases/cases.safetensors"
+    save_file({key: value + change for key, value in load_file(path).items()}, path)
+    container = read_container(directory)
+    cases = container.cases_index()
+    cases.tensors.size = path.stat().st_size
+    cases.tensors.sha256 = file_digest(path)
+    write_container(directory, replace(container, cases=cases.SerializeToString()))
+    return load(directory)
+
+
+def test_a_program_has_answered_and_refused_cases_and_passes_them(directory: Path) -> None:
+    program = load(directory)
+    answered = [case for case in program.cases if isinstance(case, AnsweredCase)]
+    refused = [case for case in program.cases if isinstance(case, RefusedCase)]
+    sizes = [next(iter(case.inputs.values())).shape[0] for case in answered]
+    assert sizes[0] == 4
+    assert 1 in sizes
+    assert sorted(shape[0] for case in refused for _, shape in case.inputs.values()) == [0, 7]
+    results = verify(program)
+    assert len(results) == len(answered) == 3
+    assert all(result.absolute_error < 1e-6 for result in results)
+
+
+def test_an_answer_that_is_not_what_it_must_be_is_named(directory: Path) -> None:
+    with pytest.raises(CaseFailedError, match=r"case 0 .*output 'output' differs by up to"):
+        verify(rewrite(directory, 0.5))
+
+
+def test_a_case_that_must_be_refused_and_is_not_is_named(directory: Path) -> None:
+    container = read_container(directory)
+    cases = container.cases_index()
+    for case in cases.cases:
+        if case.HasField("refused"):
+            case.refused.inputs[0].shape[0] = 5
+    write_container(directory, replace(container, cases=cases.SerializeToString()))
+    with pytest.raises(CaseFailedError, match="must be refused"):
+        verify(load(directory))
+
+
+def test_damaged_cases_are_refused_when_they_are_read(directory: Path) -> None:
+    program = load(directory)
+    path = directory / "cases/cases.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DigestMismatchError):
+        verify(program)
+    path.unlink()
+    with pytest.raises(CorruptProgramError, match="cannot read the cases"):
+        verify(program)
+
+
+def test_state_is_what_it_was_after_the_cases(tmp_path: Path) -> None:
+    class Counter(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return x + self.calls
+
+    export(Counter(), torch.ones(2)).save(tmp_path / "program")
+    program = load(tmp_path / "program")
+    verify(program)
+    verify(program)
+    assert program(torch.zeros(2)).tolist() == [1, 1]
+
+
+def test_a_spec_may_want_none(tmp_path: Path) -> None:
+    export(torch.nn.ReLU(), torch.ones(2), cases=0).save(tmp_path / "program")
+    assert not (tmp_path / "program/cases").exists()
+    assert verify(load(tmp_path / "program")) == []

@@ -1,0 +1,136 @@
+"""What the contract says of sizes that tracing excluded for its own bookkeeping."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import pytest
+import torch
+from torch._higher_order_ops.scan import scan
+
+from slipway.export import ExportError, ExportErrorKind, export
+from slipway.program import ContractViolation, Program
+
+SYMBOLS = {"n": (1, 9), "m": (1, 9)}
+
+
+def exported(model: Any, *args: Any, **options: Any) -> Program:
+    shapes = dict(zip(("x", "y"), ("n, m", "n, m"), strict=True))
+    given = {name: shapes[name] for name, _ in zip(shapes, args, strict=False)}
+    return export(model, args, dynamic_shapes=given, **{"symbols": SYMBOLS, **options})
+
+
+def relations(program: Program) -> list[str]:
+    return [str(relation.condition) for relation in program.contract.relations]
+
+
+def test_a_branch_that_makes_no_difference_excludes_nothing() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        wide = x.shape[0] > 1 and x.dtype is torch.int64
+        return x * 2 if wide else x * 3
+
+    program = exported(model, torch.ones(3, 4))
+    assert relations(program) == []
+    assert program(torch.ones(1, 1)).tolist() == [[3.0]]
+
+
+def test_a_step_that_gives_its_operand_is_no_difference() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        row = torch.ones(1, 5)
+        if x.shape[0] != 1:
+            row = row.expand(x.shape[0], 5)
+        return x.sum(1, keepdim=True) + row
+
+    program = exported(model, torch.ones(3, 4))
+    assert relations(program) == []
+    assert program(torch.ones(1, 2)).tolist() == [[3.0] * 5]
+
+
+def test_causal_attention_over_one_position_needs_no_mask() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        x = x[:, None, :, None]
+        attention = torch.nn.functional.scaled_dot_product_attention
+        return attention(x, x, x, is_causal=bool(x.shape[2] > 1))
+
+    program = exported(model, torch.randn(3, 4))
+    assert relations(program) == []
+    x = torch.randn(2, 1)
+    torch.testing.assert_close(program(x), model(x))
+
+
+def test_a_branch_that_makes_a_difference_is_refused() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] > 1 else x * 3
+
+    with pytest.raises(ExportError, match="needs n > 1, which fails for n = 1") as caught:
+        exported(model, torch.ones(3, 4))
+    assert caught.value.kind is ExportErrorKind.CONSTRAINT_VIOLATION
+
+
+def test_two_sizes_that_are_each_legal_only_without_the_other() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] != 1:
+            return x * 2
+        return x * 2 if x.shape[1] != 1 else x * 3
+
+    with pytest.raises(ExportError, match="n != 1"):
+        exported(model, torch.ones(3, 4))
+    program = exported(model, torch.ones(3, 4), accept_narrowing="as the model has it")
+    with pytest.raises(ContractViolation):
+        program(torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("relation", ["n != 3", "n > 1", "n >= 2", "n < 9"])
+def test_what_the_user_states_is_kept_though_no_graph_needs_it(relation: str) -> None:
+    program = exported(lambda x: x * 2, torch.ones(4, 4), relations=[relation])
+    assert relations(program) == [relation]
+
+
+def test_a_loop_that_is_an_operator_runs_for_any_length() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        def step(total: torch.Tensor, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            total = total / 2 + row
+            return total, total * 1
+
+        _, totals = scan(step, torch.zeros_like(x[0]), x, dim=0)
+        assert isinstance(totals, torch.Tensor)
+        return totals
+
+    program = exported(model, torch.randn(3, 4))
+    assert relations(program) == []
+    for shape in ((1, 1), (1, 9), (9, 1), (7, 2)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x))
+
+
+class Result(collections.OrderedDict[str, torch.Tensor]):
+    """A library's own kind of dict, which also takes a position."""
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+
+torch.utils._pytree.register_pytree_node(
+    Result,
+    lambda result: (list(result.values()), list(result)),
+    lambda values, keys: Result(zip(keys, values, strict=True)),
+    serialized_type_name="slipway.tracing_test.Result",
+)
+
+
+def test_a_dict_of_a_type_of_its_own_is_a_dict_to_callers_and_itself_to_the_model() -> None:
+    def model(x: Result) -> Result:
+        return Result(sum=x[0] + x["b"], first=x[0] * 1)
+
+    example = Result(a=torch.ones(3), b=torch.ones(3))
+    program = export(
+        model,
+        (example,),
+        dynamic_shapes={"x": {"a": "n", "b": "n"}},
+        symbols={"n": (1, 9)},
+    )
+    result = program({"a": torch.ones(1), "b": torch.ones(1)})
+    assert type(result) is dict
+    assert result["sum"].tolist() == [2.0]
+    assert program(example)["first"].tolist() == [1.0] * 3

@@ -1,0 +1,71 @@
+"""Files of tensors beside program.pb: found, measured and opened without trusting the artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from slipway.program.errors import CorruptProgramError, DigestMismatchError
+from slipway.proto import program_pb2 as pb
+
+__all__ = ["checked_path", "file_digest", "open_shard"]
+
+_HASH_CHUNK_BYTES = 2**22
+
+
+def file_digest(path: Path) -> bytes:
+    """Returns the SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.digest()
+
+
+def checked_path(folder: Path, shard: pb.Shard) -> Path:
+    """Returns the path of a shard that is what was written.
+
+    Args:
+      folder: in which it must lie.
+      shard: names it, its size and its digest.
+
+    Raises:
+      CorruptProgramError: it is missing, short, no file, or not named plainly.
+      DigestMismatchError: it has been altered.
+    """
+    # The name comes from the artifact: nothing but a plain file in the folder may be meant.
+    if not shard.file or shard.file in {".", ".."} or set(shard.file) & {"/", "\\", "\0"}:
+        raise CorruptProgramError(f"{folder}: {shard.file!r} is not a plain file name")
+    path = folder / shard.file
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise CorruptProgramError(
+            f"cannot read the {folder.name} {path}: {error.strerror}; copy or build the program "
+            "again"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CorruptProgramError(f"the {folder.name} {path} are not a file")
+    if status.st_size != shard.size:
+        raise CorruptProgramError(
+            f"the {folder.name} {path} have {status.st_size} bytes; {shard.size} were written. "
+            "Copy or build the program again"
+        )
+    if file_digest(path) != shard.sha256:
+        raise DigestMismatchError(
+            f"the {folder.name} {path} are not those that were written (SHA-256 differs); "
+            "copy or build the program again"
+        )
+    return path
+
+
+def open_shard(path: Path) -> safe_open:
+    """Returns an opened safetensors file, mapped into memory. Raises: CorruptProgramError."""
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CorruptProgramError(f"{path} is not a safetensors file: {error}") from error
