@@ -1,13 +1,15 @@
 """Runs every example of docs/catalogue.
 
-What is said to fail fails with the kind of its page, with the error that is quoted, and with a link to
-its entry. What is said to work is exported and gives what the model gives.
+What is said to fail fails with the kind of its page, with the error that is quoted, and with a link
+to its entry. What is said to work is exported and gives what the model gives.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from slipway.export import ExportError, ExportErrorKind, ExportSpec, export_spec
 from slipway.export.catalogue import page_of
 from slipway.export.gate import assert_same
@@ -77,30 +80,33 @@ EXAMPLES = _examples()
 
 def _preamble() -> str:
     """Returns the lines that the examples run after."""
-    (code,) = re.findall(r"^```python\n(.*?)^```$", (CATALOGUE / "README.md").read_text(), re.M | re.S)
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```$", (CATALOGUE / "README.md").read_text(), re.M | re.S
+    )
     return str(code)
 
 
 def _run(example: Example, folder: Path, export: Callable[..., Any]) -> None:
-    """Runs an example as a file of its own, with an `export` in place of Slipway's."""
-    namespace: dict[str, Any] = {"__name__": "model"}
-    exec(_preamble(), namespace)
-    namespace["export"] = export
-    # A file, because errors quote the line that they are about.
+    """Runs an example as a module of its own, with an `export` in place of Slipway's."""
+    # A file, because errors quote the line that they are about; a module, because torch looks there
+    # for what a function refers to.
     file = folder / "model.py"
     file.write_text(example.code)
-    exec(compile(example.code, str(file), "exec"), namespace)
+    module = types.ModuleType("model")
+    exec(_preamble(), module.__dict__)
+    module.__dict__["export"] = export
+    sys.modules["model"] = module
+    try:
+        exec(compile(example.code, str(file), "exec"), module.__dict__)
+    finally:
+        del sys.modules["model"]
 
 
-def _as_spec(
-    model: Any, args: Any = (), kwargs: Any = None, **options: Any
-) -> ExportSpec:
+def _as_spec(model: Any, args: Any = (), kwargs: Any = None, **options: Any) -> ExportSpec:
     return ExportSpec(model=model, args=args, kwargs=kwargs, **options)
 
 
-@pytest.mark.parametrize(
-    "example", [item for item in EXAMPLES if item.error is not None], ids=str
-)
+@pytest.mark.parametrize("example", [item for item in EXAMPLES if item.error is not None], ids=str)
 def test_what_is_said_to_fail_fails_as_quoted(
     example: Example, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,7 +115,8 @@ def test_what_is_said_to_fail_fails_as_quoted(
     error = caught.value
     assert example.error is not None
     quoted = example.error.splitlines()
-    assert str(error).splitlines()[: len(quoted)] == quoted
+    shown = re.sub(r"\S*/model\.py:", "model.py:", str(error))
+    assert shown.splitlines()[: len(quoted)] == quoted
     assert error.source is None or len(quoted) == 2, f"quote the line: {error.source}"
     assert page_of(error.kind.value) == f"docs/catalogue/{example.page}"
     assert error.page == f"docs/catalogue/{example.page}#{example.entry}"
