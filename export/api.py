@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.gate import check_against_eager, preserved_buffers
 from slipway.export.layout import differs_when_transposed
 from slipway.export.models import module_for_method, restoring_dicts
+from slipway.export.positions import sources_of
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import DynamicShapes, ExportSpec
 from slipway.export.tightening import tighten
@@ -26,7 +27,7 @@ from slipway.program.cases import Case
 from slipway.program.contract import DEFAULT_METHOD, Contract
 from slipway.program.program import Program
 
-__all__ = ["export", "export_spec"]
+__all__ = ["assemble", "export", "export_spec", "run_example"]
 
 
 def export(
@@ -83,14 +84,34 @@ def export_spec(spec: ExportSpec) -> Program:
         kwargs = dict(method.kwargs or {})
         declared = declare(bind_example(module.forward, args, kwargs), method)
         module = restoring_dicts(module, args, kwargs)
-        _run_example(module, args, kwargs)
+        run_example(module, args, kwargs)
         tracer = Tracer(module, method.output_names, name, spec.strict)
         traced[name] = tracer.trace(args, kwargs, declared)
         describe_assertions(traced[name].capture.exported.graph, traced[name].derivation.table)
         contracts[name] = settle(tracer, traced[name], method.accept_narrowing)
+    return assemble(traced, contracts, spec.custom_ops, spec.cases)
+
+
+def assemble(
+    traced: Mapping[str, Traced],
+    contracts: Mapping[str, Contract],
+    custom_ops: Sequence[str],
+    case_count: int,
+) -> Program:
+    """Makes a program of traced methods, and compares it with what they were traced from.
+
+    Args:
+      traced: the methods by name, sorted.
+      contracts: of each; what the comparison finds out is added.
+      custom_ops, case_count: as in `ExportSpec`.
+
+    Raises:
+      ExportError: a program cannot hold them, or gives other results.
+    """
+    contracts = dict(contracts)
     graphs, weights = encode(
         [(item.capture.exported, contracts[name]) for name, item in traced.items()],
-        spec.custom_ops,
+        custom_ops,
     )
 
     cases: list[Case] = []
@@ -101,8 +122,9 @@ def export_spec(spec: ExportSpec) -> Program:
             graphs,
             weights,
             device=torch.device("cpu"),
-            custom_ops=spec.custom_ops,
+            custom_ops=custom_ops,
             cases=lambda: cases,
+            sources=sources_of(traced, contracts),
         )
 
     program = build()
@@ -115,11 +137,11 @@ def export_spec(spec: ExportSpec) -> Program:
     for name, item in traced.items():
         notes = check_against_eager(item.model, program, name, item.example)
         contracts[name] = replace(contracts[name], notes=(*contracts[name].notes, *notes))
-        cases += make_cases(item.model, contracts[name], item.example, spec.cases)
+        cases += make_cases(item.model, contracts[name], item.example, case_count)
     return build()
 
 
-def _run_example(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def run_example(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Runs the model on clones of the example, to tell a broken model from one beyond tracing."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     try:

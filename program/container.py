@@ -71,9 +71,7 @@ class Container:
         """
         message = pb.ProgramContract()
         _parse(message, self.contract, "contract section")
-        sources = pb.Sources()
-        _parse(sources, self.sources, SOURCES_FILE)
-        relations = [list(item.relations) for item in sources.methods]
+        relations = [list(item.relations) for item in self.sources_index().methods]
         relations += [[]] * (len(message.methods) - len(relations))
         contracts = [
             contract_from_proto(item, known)
@@ -100,6 +98,12 @@ class Container:
         """Returns the parsed cases section. Raises: CorruptProgramError."""
         message = pb.ProgramCases()
         _parse(message, self.cases, "cases section")
+        return message
+
+    def sources_index(self) -> pb.Sources:
+        """Returns the parsed sources; empty where there are none. Raises: CorruptProgramError."""
+        message = pb.Sources()
+        _parse(message, self.sources, SOURCES_FILE)
         return message
 
     def _message(self) -> pb.Program:

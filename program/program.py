@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -22,10 +22,11 @@ from slipway.program.errors import (
 from slipway.program.graph_codec import graph_from_proto
 from slipway.program.mutation import possibly_mutated_inputs
 from slipway.program.scalar_types import ScalarType
+from slipway.program.shards import Verification
 from slipway.program.torch_types import from_torch, is_fresh
 from slipway.program.trees import StructureError
 from slipway.program.version import VERSION
-from slipway.program.weights import read_weights, write_weights
+from slipway.program.weights import SHARD_BYTES, read_weights, write_weights
 from slipway.proto import program_pb2 as pb
 
 __all__ = ["Method", "Program", "flatten_call", "load"]
@@ -281,6 +282,7 @@ class Program:
         digest: str | None = None,
         custom_ops: Collection[str] = (),
         cases: Callable[[], Sequence[Case]] = tuple,
+        sources: pb.Sources | None = None,
         torch_version: str = torch.__version__.partition("+")[0],
     ) -> None:
         """Use `slipway.export.export` or `load`.
@@ -293,6 +295,7 @@ class Program:
           digest: of the program that this was read from.
           custom_ops: namespaces, beside torch's own, whose operators it may call.
           cases: reads the cases, which not everybody wants.
+          sources: where in the model's code things come from.
           torch_version: of the torch that captured it.
         """
         if len(contracts) != len(graphs.methods):
@@ -303,6 +306,7 @@ class Program:
         self._weights = dict(weights)
         self._torch_version = torch_version
         self._read_cases = cases
+        self._sources = pb.Sources() if sources is None else sources
         self.device = device
         self.digest = digest
         modules = [
@@ -339,6 +343,16 @@ class Program:
         return self.methods[DEFAULT_METHOD]
 
     @property
+    def graphs(self) -> pb.ProgramGraph:
+        """Returns the message that the methods' graphs were made of, in the methods' order."""
+        return self._graphs
+
+    @property
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """Returns the weights by name, as the graphs number them, as they are before any call."""
+        return self._weights
+
+    @property
     def cases(self) -> Sequence[Case]:
         """Returns the calls that travel with the program. Raises: ProgramError."""
         return self._read_cases()
@@ -356,11 +370,13 @@ class Program:
         for name, tensor in self._state.items():
             self._live[name].copy_(tensor)
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         """Writes the program, with the weights that calls change as they were before any call.
 
         Args:
           directory: made if it does not exist; must be empty.
+          shard_bytes: how many bytes of weights a file holds at most, unless one weight alone is
+            larger. It decides how the weights are split, and so is part of the program's identity.
 
         Raises:
           ProgramError: the directory is not empty, or the program is too large for the format.
@@ -372,13 +388,7 @@ class Program:
         contracts = pb.ProgramContract(
             methods=[contract_to_proto(method.contract) for method in self.methods.values()]
         )
-        sources = pb.Sources(
-            methods=[
-                pb.MethodSources(relations=[item.source for item in method.contract.relations])
-                for method in self.methods.values()
-            ]
-        )
-        index = write_weights(directory, self._weights)
+        index = write_weights(directory, self._weights, shard_bytes)
         cases = write_cases(directory, self.cases)
         container = Container(
             contract=contracts.SerializeToString(deterministic=True),
@@ -388,7 +398,7 @@ class Program:
             slipway_version=VERSION,
             torch_version=self._torch_version,
             python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
-            sources=sources.SerializeToString(deterministic=True),
+            sources=self._sources.SerializeToString(deterministic=True),
         )
         write_container(directory, container)
         self.digest = container.digest
@@ -417,6 +427,7 @@ def load(
     device: str | torch.device = "cpu",
     *,
     custom_ops: Collection[str] = (),
+    verify: Verification = "full",
 ) -> Program:
     """Returns the program in a directory.
 
@@ -425,6 +436,8 @@ def load(
       device: where to run it.
       custom_ops: namespaces, beside torch's own, whose operators it may call. The libraries that
         register them must have been imported.
+      verify: what of the weights is compared with what was written: "full", all bytes, by their
+        SHA-256, or "sizes", of very large weights, how many there are and which tensors.
 
     Raises:
       CorruptProgramError: files are missing, truncated or malformed.
@@ -432,12 +445,14 @@ def load(
       UnsupportedVersionError: a newer release wrote it.
       OperatorMismatchError: this torch lacks an operator that it calls.
     """
+    if verify not in get_args(Verification):
+        raise ValueError(f"verify is {verify!r}; it may be {' or '.join(get_args(Verification))}")
     directory = Path(directory)
     device = torch.device(device)
     container = read_container(directory)
     index = container.weights_index()
     try:
-        tensors = read_weights(directory, index, device)
+        tensors = read_weights(directory, index, device, verify)
         return Program(
             container.contracts(),
             container.graphs(),
@@ -446,6 +461,7 @@ def load(
             digest=container.digest,
             custom_ops=custom_ops,
             cases=lambda: read_cases(directory, container.cases_index()),
+            sources=container.sources_index(),
             torch_version=container.torch_version,
         )
     except ProgramError as error:

@@ -268,14 +268,13 @@ def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
     assert set(contents(tmp_path / "first")) == {
         "program.pb",
-        "sources.pb",
         "weights/weights-00001.safetensors",
     }
 
 
 def test_a_program_without_weights_has_no_weight_files(tmp_path: Path) -> None:
     program_of(calling(torch.ops.aten.sum.dim_IntList, [1])).save(tmp_path)
-    assert set(contents(tmp_path)) == {"program.pb", "sources.pb"}
+    assert set(contents(tmp_path)) == {"program.pb"}
     assert torch.equal(load(tmp_path)(torch.ones(2, 4)), torch.tensor([4.0, 4.0]))
 
 
