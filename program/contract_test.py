@@ -459,3 +459,12 @@ def test_a_legal_call_is_checked_in_microseconds() -> None:
     best = min(timeit.repeat(lambda: contract.check(call), number=1000, repeat=5)) / 1000
     # The limit of bench/ is 10 µs; a loaded machine gets some leeway.
     assert best < 50e-6
+
+
+def test_a_callers_own_words_cannot_break_a_line_or_fill_a_log() -> None:
+    contract = contract_of([BATCH], {"x": [A]}, [])
+    call = {"x": (ScalarType.FLOAT32, [1]), "a\nb" + "c" * 10_000: (ScalarType.FLOAT32, [1])}
+    with pytest.raises(ContractViolation) as refused:
+        contract.check(call)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300

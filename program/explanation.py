@@ -19,6 +19,9 @@ from slipway.program.expressions import (
 
 __all__ = ["explain"]
 
+_SHOWN = 100
+"""How many characters of a caller's word are shown."""
+
 _SEARCH_DISTANCE = 4096
 """How far from the value given to look for the nearest legal one."""
 
@@ -89,7 +92,7 @@ class _Explanation:
                 self.violations.append(
                     Violation(
                         code="unknown_input",
-                        description=f"input '{name}' is unknown; the inputs are {listed}",
+                        description=f"input {_shown(name)} is unknown; the inputs are {listed}",
                         input=name,
                         allowed=listed,
                     )
@@ -304,6 +307,11 @@ class _Explanation:
             return size.evaluate(values)
         except ZeroDivisionError:
             return None
+
+
+def _shown(name: str) -> str:
+    """Returns a caller's word, quoted, so that it cannot break a line or fill a log."""
+    return repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")
 
 
 def _shape_text(shape: Sequence[int]) -> str:
