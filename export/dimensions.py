@@ -42,6 +42,7 @@ __all__ = [
     "Inferred",
     "Static",
     "bind_example",
+    "check_example",
     "declare",
 ]
 
@@ -271,7 +272,7 @@ def declare(call: ExampleCall, spec: MethodSpec) -> Declarations:
                 f"dynamic_shapes gives '{name}' dimensions, but it is a {type(leaf).__name__}",
                 "give None for what is no tensor",
             )
-    used = _check_example(call, declared)
+    used = check_example(call, declared)
     if unused := set(ranges) - {symbol.name for symbol in used}:
         _invalid(
             f"symbols declares {_listed(unused)}, which no dimension is",
@@ -445,8 +446,8 @@ def _declaration(name: str, dimension: int, given: Any, size: int) -> Declaratio
             )
 
 
-def _check_example(
-    call: ExampleCall, declared: Mapping[str, tuple[Declaration, ...]]
+def check_example(
+    call: ExampleCall, declared: Mapping[str, Sequence[Declaration]]
 ) -> dict[Symbol, int]:
     """Checks that the example is a legal call, and returns its value of each declared symbol."""
     tensors = dict(call.leaves)

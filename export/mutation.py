@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 
 import torch
 
 from slipway.program.mutation import written_arguments
 
-__all__ = ["mutated_inputs"]
+__all__ = ["mutated_inputs", "storage_of", "written_storages"]
 
 
 def mutated_inputs(graph: torch.fx.Graph, inputs: Container[str]) -> list[int]:
@@ -18,27 +19,23 @@ def mutated_inputs(graph: torch.fx.Graph, inputs: Container[str]) -> list[int]:
       graph: as torch.export gives it, in which values share storage as they will when it runs.
       inputs: the names of the placeholders that count; others are left out of the numbering.
     """
-    changed = {
-        _storage(written)
-        for node in graph.nodes
-        for written in written_arguments(node)
-        if _has_storage(written)
-    }
+    changed = written_storages(graph)
     placeholders = [
         node for node in graph.nodes if node.op == "placeholder" and node.name in inputs
     ]
-    return [
-        place
-        for place, node in enumerate(placeholders)
-        if _has_storage(node) and _storage(node) in changed
-    ]
+    return [place for place, node in enumerate(placeholders) if storage_of(node) in changed]
 
 
-def _has_storage(node: torch.fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.layout is torch.strided
+def written_storages(graph: torch.fx.Graph) -> set[int]:
+    """Returns the storages that running a graph changes, as `storage_of` has them."""
+    written = (node for changing in graph.nodes for node in written_arguments(changing))
+    return {storage for storage in map(storage_of, written) if storage is not None}
 
 
-def _storage(node: torch.fx.Node) -> int:
-    storage: int = node.meta["val"].untyped_storage()._cdata
+def storage_of(node: Any) -> int | None:
+    """Returns what identifies the storage of a node's tensor; None if it has none."""
+    value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return None
+    storage: int = value.untyped_storage()._cdata
     return storage

@@ -1,9 +1,5 @@
 """What export targets tell others."""
 
-TorchProgramInfo = provider(
-    doc = "An exported program.",
-    fields = {
-        "label": "Label: of the target that made it.",
-        "program": "File: the program's directory, NAME.program.",
-    },
-)
+load("//program:providers.bzl", _TorchProgramInfo = "TorchProgramInfo")
+
+TorchProgramInfo = _TorchProgramInfo

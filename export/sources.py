@@ -57,7 +57,7 @@ def _relative(name: str) -> str:
     path = Path(name).absolute()
     roots = [Path.cwd(), *(Path(entry).absolute() for entry in sys.path if entry)]
     inside = [path.relative_to(root) for root in roots if path.is_relative_to(root)]
-    return str(max(inside, key=lambda item: len(item.parts))) if inside else path.name
+    return str(min(inside, key=lambda item: len(item.parts))) if inside else path.name
 
 
 def _source_line(name: str, line: int) -> SourceLine:

@@ -19,9 +19,9 @@ from slipway.export.capture import Capture, capture
 from slipway.export.derivation import Derivation, derive
 from slipway.export.dimensions import Declarations, Static, bind_example
 from slipway.export.errors import ExportError
+from slipway.export.graph_equality import View, same_graph
 from slipway.export.narrowing import narrowing_error
 from slipway.export.resizing import binding_of, resized_leaves
-from slipway.export.symbol_table import expression_of
 from slipway.program.contract import Contract, Relation, Symbol
 from slipway.program.expressions import (
     Comparison,
@@ -34,17 +34,6 @@ from slipway.program.expressions import (
 __all__ = ["Traced", "Tracer", "settle"]
 
 _FAR = 1 << 40
-# Where the result has the shape of the operand, these give the operand. Tracing leaves them out, or
-# puts them in, where a size of 1 makes a tensor contiguous, or spares a broadcast or a selection.
-_LEAVE_VALUES = (
-    torch.ops.aten.alias.default,
-    torch.ops.aten.contiguous.default,
-    torch.ops.aten.expand.default,
-    torch.ops.aten.reshape.default,
-    torch.ops.aten.slice.Tensor,
-    torch.ops.aten.view.default,
-)
-
 _FEW = 2
 """So many sizes that a relation excludes are tried, each by tracing the model again."""
 
@@ -230,119 +219,14 @@ def _relations_at(tracer: Tracer, traced: Traced, symbol: int, value: int) -> se
         except ExportError:
             tracer.settled[key] = None  # it cannot be traced there, so it stays excluded
     found = tracer.settled[key]
-    values = {sympy.Symbol(named.name, integer=True, nonnegative=True): value}
-    if found is None or not _same_graph(traced, found[0], values):
+    if found is None:
+        return None
+    here = View(
+        traced.derivation.table.meaning,
+        {sympy.Symbol(named.name, integer=True, nonnegative=True): value},
+    )
+    there = View(found[0].derivation.table.meaning)
+    graphs = traced.capture.exported.graph, found[0].capture.exported.graph
+    if not same_graph(here, there, *graphs):
         return None
     return set(map(str, found[1].relations))
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """A traced graph where symbols have certain values."""
-
-    traced: Traced
-    values: Mapping[sympy.Symbol, int]
-
-    def integer(self, value: Any) -> sympy.Basic | None:
-        """Returns a size over the contract's symbols, be it a number, symbolic, or a node."""
-        if isinstance(value, torch.fx.Node):
-            value = value.meta.get("val")
-        if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
-            return None
-        meaning = self.traced.derivation.table.meaning
-        return expression_of(value).xreplace(meaning).xreplace(self.values)
-
-    def shape(self, node: Any) -> list[sympy.Basic | None] | None:
-        """Returns the shape of a node's result; None if it is no tensor."""
-        value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
-        return list(map(self.integer, value.shape)) if isinstance(value, torch.Tensor) else None
-
-    def nodes(self, graph: torch.fx.Graph) -> list[torch.fx.Node]:
-        """Returns all nodes but those that give their operand, and those that compute sizes.
-
-        The latter are compared by what they give.
-        """
-        return [
-            node
-            for node in graph.nodes
-            if not isinstance(node.meta.get("val"), int | torch.SymInt | torch.SymBool)
-            and not self._gives_operand(node)
-        ]
-
-    def origin(self, argument: Any) -> Any:
-        """Returns the node that an argument has its values from."""
-        while isinstance(argument, torch.fx.Node) and self._gives_operand(argument):
-            argument = argument.args[0]
-        return argument
-
-    def arguments(self, node: torch.fx.Node) -> dict[str, Any]:
-        """Returns the arguments that matter by name, with the defaults of those not given."""
-        if not isinstance(node.target, torch._ops.OpOverload):
-            return {**{str(place): item for place, item in enumerate(node.args)}, **node.kwargs}
-        parameters = node.target._schema.arguments
-        found = {item.name: item.default_value for item in parameters if item.has_default_value()}
-        found |= {item.name: value for item, value in zip(parameters, node.args, strict=False)}
-        found |= node.kwargs
-        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
-            lengths = [(self.shape(found[name]) or [None] * 2)[-2] for name in ("query", "key")]
-            if lengths == [1, 1]:
-                # One position attends to itself, whether it may attend to later ones or not.
-                del found["is_causal"]
-        return found
-
-    def _gives_operand(self, node: torch.fx.Node) -> bool:
-        shape = self.shape(node)
-        return (
-            node.target in _LEAVE_VALUES and shape is not None and shape == self.shape(node.args[0])
-        )
-
-
-def _same_graph(first: Traced, second: Traced, values: Mapping[sympy.Symbol, int]) -> bool:
-    """Returns whether two graphs are the same where symbols of the first have certain values."""
-    return _same_nodes(
-        _View(first, values),
-        _View(second, {}),
-        first.capture.exported.graph,
-        second.capture.exported.graph,
-    )
-
-
-def _same_nodes(our: _View, their: _View, first: torch.fx.Graph, second: torch.fx.Graph) -> bool:
-    """Returns whether two graphs and their subgraphs are the same, as two views have them."""
-    ours, theirs = our.nodes(first), their.nodes(second)
-    if len(ours) != len(theirs):
-        return False
-    same = dict(zip(ours, theirs, strict=True))
-
-    def equal(left: Any, right: Any) -> bool:
-        if isinstance(left, list | tuple):
-            return (
-                isinstance(right, list | tuple)
-                and len(left) == len(right)
-                and all(map(equal, left, right))
-            )
-        left, right = our.origin(left), their.origin(right)
-        if isinstance(left, torch.fx.Node) and left in same:
-            return same[left] is right
-        integer = our.integer(left)
-        if integer is not None:
-            return bool(integer == their.integer(right))
-        return type(left) is type(right) and bool(left == right)
-
-    def same_arguments(left: dict[str, Any], right: dict[str, Any]) -> bool:
-        return left.keys() == right.keys() and all(equal(left[name], right[name]) for name in left)
-
-    def same_subgraph(left: torch.fx.Node, right: torch.fx.Node) -> bool:
-        one, other = (getattr(item.graph.owning_module, str(item.target)) for item in (left, right))
-        if not isinstance(one, torch.fx.GraphModule) or not isinstance(other, torch.fx.GraphModule):
-            return False
-        return _same_nodes(our, their, one.graph, other.graph)
-
-    return all(
-        left.op == right.op
-        and (left.op == "placeholder" or left.target == right.target)
-        and (left.op != "get_attr" or same_subgraph(left, right))
-        and same_arguments(our.arguments(left), their.arguments(right))
-        and our.shape(left) == their.shape(right)
-        for left, right in same.items()
-    )

@@ -23,7 +23,5 @@ class Scaler(torch.nn.Module):
 
 
 def export_spec() -> ExportSpec:
-    method = MethodSpec(
-        args=torch.ones(3), dynamic_shapes={"x": "rows"}, symbols={"rows": (1, 10)}
-    )
+    method = MethodSpec(args=torch.ones(3), dynamic_shapes={"x": "rows"}, symbols={"rows": (1, 10)})
     return ExportSpec(model=Scaler(), methods={"forward": method, "inverse": method})

@@ -1,0 +1,151 @@
+"""Decides whether two traces of a model are the same graph.
+
+They are if they do the same steps in the same order on tensors of the same shapes. Steps that give
+their operand do not count, and sizes are compared by value, however they are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy
+import torch
+
+from slipway.export.mutation import storage_of, written_storages
+from slipway.export.symbol_table import expression_of
+
+__all__ = ["View", "same_graph"]
+
+# Where the result has the shape of the operand, these give the operand. Tracing leaves them out, or
+# puts them in, where a size of 1 makes a tensor contiguous, or spares a broadcast or a selection.
+_LEAVE_VALUES = (
+    torch.ops.aten.alias.default,
+    torch.ops.aten.contiguous.default,
+    torch.ops.aten.expand.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.view.default,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a traced graph looks where some symbols have certain values.
+
+    Attributes:
+      meaning: for each symbol of torch in the graph, an expression over the contract's.
+      values: of symbols of the contract.
+      written: the storages that the graph writes into. With these it matters whether a step gives
+        its operand itself or a copy, and so every step counts.
+    """
+
+    meaning: Mapping[sympy.Symbol, sympy.Basic]
+    values: Mapping[sympy.Symbol, int] = field(default_factory=dict)
+    written: Set[int] = frozenset()
+
+    def integer(self, value: Any) -> sympy.Basic | None:
+        """Returns a size over the contract's symbols, be it a number, symbolic, or a node."""
+        if isinstance(value, torch.fx.Node):
+            value = value.meta.get("val")
+        if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+            return None
+        return expression_of(value).xreplace(self.meaning).xreplace(self.values)
+
+    def shape(self, node: Any) -> list[sympy.Basic | None] | None:
+        """Returns the shape of a node's result; None if it is no tensor."""
+        value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
+        return list(map(self.integer, value.shape)) if isinstance(value, torch.Tensor) else None
+
+    def nodes(self, graph: torch.fx.Graph) -> list[torch.fx.Node]:
+        """Returns all nodes but those that give their operand, and those that compute sizes.
+
+        The latter are compared by what they give.
+        """
+        return [
+            node
+            for node in graph.nodes
+            if not isinstance(node.meta.get("val"), int | torch.SymInt | torch.SymBool)
+            and not self._gives_operand(node)
+        ]
+
+    def origin(self, argument: Any) -> Any:
+        """Returns the node that an argument has its values from."""
+        while isinstance(argument, torch.fx.Node) and self._gives_operand(argument):
+            argument = argument.args[0]
+        return argument
+
+    def arguments(self, node: torch.fx.Node) -> dict[str, Any]:
+        """Returns the arguments that matter by name, with the defaults of those not given."""
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return {**{str(place): item for place, item in enumerate(node.args)}, **node.kwargs}
+        parameters = node.target._schema.arguments
+        found = {item.name: item.default_value for item in parameters if item.has_default_value()}
+        found |= {item.name: value for item, value in zip(parameters, node.args, strict=False)}
+        found |= node.kwargs
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            lengths = [(self.shape(found[name]) or [None] * 2)[-2] for name in ("query", "key")]
+            if lengths == [1, 1]:
+                # One position attends to itself, whether it may attend to later ones or not.
+                del found["is_causal"]
+        return found
+
+    def _gives_operand(self, node: torch.fx.Node) -> bool:
+        if node.target not in _LEAVE_VALUES:
+            return False
+        operand, shape = node.args[0], self.shape(node)
+        return (
+            shape is not None
+            and shape == self.shape(operand)
+            and storage_of(node) not in self.written
+            and storage_of(operand) not in self.written
+        )
+
+
+def same_graph(our: View, their: View, first: torch.fx.Graph, second: torch.fx.Graph) -> bool:
+    """Returns whether two graphs and their subgraphs compute the same, step by step.
+
+    Args:
+      our, their: how the two graphs are looked at.
+      first, second: the graphs.
+    """
+    our = replace(our, written=written_storages(first))
+    their = replace(their, written=written_storages(second))
+    ours, theirs = our.nodes(first), their.nodes(second)
+    if len(ours) != len(theirs):
+        return False
+    same = dict(zip(ours, theirs, strict=True))
+
+    def equal(left: Any, right: Any) -> bool:
+        if isinstance(left, list | tuple):
+            return (
+                isinstance(right, list | tuple)
+                and len(left) == len(right)
+                and all(map(equal, left, right))
+            )
+        left, right = our.origin(left), their.origin(right)
+        if isinstance(left, torch.fx.Node) and left in same:
+            return same[left] is right
+        integer = our.integer(left)
+        if integer is not None:
+            return bool(integer == their.integer(right))
+        return type(left) is type(right) and bool(left == right)
+
+    def same_arguments(left: dict[str, Any], right: dict[str, Any]) -> bool:
+        return left.keys() == right.keys() and all(equal(left[name], right[name]) for name in left)
+
+    def same_subgraph(left: torch.fx.Node, right: torch.fx.Node) -> bool:
+        one, other = (getattr(item.graph.owning_module, str(item.target)) for item in (left, right))
+        if not isinstance(one, torch.fx.GraphModule) or not isinstance(other, torch.fx.GraphModule):
+            return False
+        return same_graph(our, their, one.graph, other.graph)
+
+    return all(
+        left.op == right.op
+        and (left.op == "placeholder" or left.target == right.target)
+        and (left.op != "get_attr" or same_subgraph(left, right))
+        and same_arguments(our.arguments(left), their.arguments(right))
+        and our.shape(left) == their.shape(right)
+        for left, right in same.items()
+    )
