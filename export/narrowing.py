@@ -30,6 +30,9 @@ _EXHAUSTIVE_POINTS = 1 << 16
 
 _RANDOM_POINTS = 4096
 
+_SHOWN = 3
+"""How many conditions an error lists: the first tend to be the cause of the others."""
+
 _ADVICE_SIZES = 512
 """How many sizes of a symbol are tried to find out what to declare instead."""
 
@@ -159,16 +162,19 @@ def narrowing_error(narrowings: Sequence[Narrowing], symbols: Sequence[Symbol]) 
     involved = sorted({s.index for item in narrowings for s in symbols_of(item.condition)})
     declared = ", ".join(f"{symbols[i].name} in {symbols[i].allowed}" for i in involved)
     needs = []
-    for item in narrowings:
+    for item in narrowings[:_SHOWN]:
         indices = sorted({symbol.index for symbol in symbols_of(item.condition)})
         values = item.counterexample or ()
         example = ", ".join(f"{symbols[i].name} = {values[i]}" for i in indices)
         where = f" at {item.source}" if item.source and item is not narrowings[0] else ""
         needs.append(f"{item.condition}{where}, which fails for {example or 'every value'}")
+    if len(narrowings) > _SHOWN:
+        needs.append(f"{len(narrowings) - _SHOWN} more such conditions")
+    advice = "; ".join(_advice([item.condition for item in narrowings], symbols))
     return ExportError(
         ExportErrorKind.CONSTRAINT_VIOLATION,
         f"declared is {declared or 'a contradiction'}, but the model needs {'; and '.join(needs)}",
-        "; ".join(_advice([item.condition for item in narrowings], symbols)),
+        advice or "make the dimensions static, or change the lines that look at their sizes",
         narrowings[0].source,
     )
 
