@@ -34,11 +34,10 @@ from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.guard_text import relation_of_guard
 from slipway.export.models import restoring_dicts
 from slipway.export.resizing import binding_of
-from slipway.export.shape_language import parse_relation
 from slipway.export.symbolic import InexpressibleError, to_expression
 from slipway.export.tracing import Tracer, settle
 from slipway.export.translation import quiet_torch
-from slipway.program.contract import DEFAULT_METHOD, Symbol
+from slipway.program.contract import DEFAULT_METHOD, Contract, Symbol
 from slipway.program.errors import ContractViolation
 from slipway.program.expressions import (
     Comparison,
@@ -133,7 +132,7 @@ def from_exported_program(
     describe_assertions(traced.capture.exported.graph, derivation.table)
     derivation.table.inferred.update(derivation.table.index)
     traced = replace(traced, derivation=derivation)
-    contract = settle(tracer, traced)
+    contract = _without_consequences(settle(tracer, traced))
     try:
         binding_of(contract, traced.example)
     except ContractViolation as error:
@@ -233,8 +232,7 @@ def _describe(
     leaves = [name for name, _ in call.leaves]
     texts = {name: [described.text(size) for size in shape] for name, shape in sizes.items()}
     guards = (relation_of_guard(guard, texts, leaves, values) for guard in exported._guards_code)
-    relations = _needed([*described.conditions(bounds), *guards], described.symbols)
-    return Declarations(dimensions, relations)
+    return Declarations(dimensions, (*described.conditions(bounds), *guards))
 
 
 def _integer(bound: sympy.Basic) -> int | None:
@@ -343,40 +341,40 @@ class _Shapes:
             ) from error
 
 
-def _needed(texts: Sequence[str], symbols: Sequence[Symbol]) -> list[str]:
-    """Returns the relations that do not follow from ranges and from those before them.
+def _without_consequences(contract: Contract) -> Contract:
+    """Returns a contract without relations that follow from its ranges and the relations before.
 
     Torch has many that follow. Most are about multiples, so a symbol that must be a multiple of a
     number is replaced by how many times that number it is.
     """
-    named: dict[str, Expression] = {
-        item.name: SymbolReference(place, item.name) for place, item in enumerate(symbols)
+    names = {
+        place: SymbolReference(place, item.name) for place, item in enumerate(contract.symbols)
     }
-    parts = dict(enumerate(named.values()))
-    domain = Domain(tuple(symbols))
-    needed = []
-    for text in texts:
-        condition = substituted_condition(parse_relation(text, named), parts)
+    parts: dict[int, Expression] = dict(names)
+    domain = Domain(contract.symbols)
+    kept = []
+    for relation in contract.relations:
+        condition = substituted_condition(relation.condition, parts)
         if domain.examine(condition).answer is Answer.ALWAYS:
             continue
-        needed.append(text)
+        kept.append(relation)
         match condition:
             case Comparison(
                 "==", Modulo(SymbolReference(index, name), Constant(number)), Constant(0)
             ) if number > 1:
                 multiple = Multiply((Constant(number), SymbolReference(index, name)))
-                place = {**dict(enumerate(named.values())), index: multiple}
+                place = {**names, index: multiple}
                 parts = {key: substituted(part, place) for key, part in parts.items()}
                 assumptions = (substituted_condition(item, place) for item in domain.assumptions)
-                ranges = list(domain.symbols)
-                low, high = ranges[index].minimum, ranges[index].maximum
-                ranges[index] = Symbol(
+                symbols = list(domain.symbols)
+                low, high = symbols[index].minimum, symbols[index].maximum
+                symbols[index] = Symbol(
                     name, -(-low // number), None if high is None else high // number
                 )
-                domain = Domain(tuple(ranges), tuple(assumptions))
+                domain = Domain(tuple(symbols), tuple(assumptions))
             case _:
                 domain = domain.given(condition)
-    return needed
+    return replace(contract, relations=tuple(kept))
 
 
 def _require_same_kind(argument: Any, name: str, value: Any) -> None:

@@ -63,14 +63,19 @@ class Outcome:
     reason: str = ""
 
 
+def _examples() -> dict[str, ExportCase]:
+    examples: dict[str, ExportCase] = all_examples()  # type: ignore[no-untyped-call]
+    return examples
+
+
 def names() -> list[str]:
     """Returns the names of all cases, sorted."""
-    return sorted(all_examples())
+    return sorted(_examples())
 
 
 def is_supported(name: str) -> bool:
     """Returns whether torch says that it can export a case."""
-    return bool(all_examples()[name].support_level == SupportLevel.SUPPORTED)
+    return bool(_examples()[name].support_level == SupportLevel.SUPPORTED)
 
 
 def outcomes() -> dict[tuple[str, Variant], Outcome]:
@@ -78,7 +83,7 @@ def outcomes() -> dict[tuple[str, Variant], Outcome]:
     found: dict[tuple[str, Variant], Outcome] = {}
     pending: dict[tuple[str, Variant], tuple[Path, list[Any]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, case in sorted(all_examples().items()):
+        for name, case in sorted(_examples().items()):
             for variant in VARIANTS:
                 directory = Path(scratch) / f"{name}-{VARIANTS.index(variant)}"
                 result = _export(case, variant, directory)
@@ -110,8 +115,8 @@ def _export(case: ExportCase, variant: Variant, directory: Path) -> Outcome | li
     except Exception as error:
         return Outcome(Status.UNCAUGHT, f"{type(error).__name__}: {error}")
     example = [leaf for _, leaf in call.leaves]
-    calls = [(args, kwargs)]
-    calls += [program.contract.input_tree.unflatten(iter(_resized(program.contract, example)))]
+    resized: Any = program.contract.input_tree.unflatten(iter(_resized(program.contract, example)))
+    calls = [(args, kwargs), resized]
     torch.save(_fresh(calls), directory / "calls.pt")
     expected = []
     model = copy.deepcopy(case.model)
