@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from collections.abc import Iterator
@@ -80,9 +81,12 @@ def test_export_guide_snippets_do_what_their_comments_say(
     for block in blocks("docs/export.md", "python"):
         if "load(" in block and "@slipway" in block:
             continue  # a BUILD file
-        for statement in re.split(r"\n(?=\S)", block):
-            code = compile(statement, "guide", "exec")
-            if "  # ContractViolation" in statement:
+        lines = block.splitlines()
+        for statement in ast.parse(block).body:
+            assert statement.end_lineno is not None
+            text = "\n".join(lines[statement.lineno - 1 : statement.end_lineno])
+            code = compile(text, "guide", "exec")
+            if "  # ContractViolation" in text:
                 with pytest.raises(ContractViolation):
                     exec(code, names)
             else:
