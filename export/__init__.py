@@ -9,7 +9,9 @@ from torch.export import Dim
 
 from slipway.export.api import export, export_spec
 from slipway.export.errors import ExportError, ExportErrorKind, SourceLine
+from slipway.export.from_torch import from_exported_program, from_pt2
 from slipway.export.spec import ExportSpec, MethodSpec
+from slipway.export.to_torch import to_exported_program
 
 __all__ = [
     "Dim",
@@ -20,4 +22,7 @@ __all__ = [
     "SourceLine",
     "export",
     "export_spec",
+    "from_exported_program",
+    "from_pt2",
+    "to_exported_program",
 ]

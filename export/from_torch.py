@@ -31,7 +31,7 @@ from slipway.export.dimensions import (
     check_example,
 )
 from slipway.export.errors import ExportError, ExportErrorKind
-from slipway.export.guard_text import relation_of_guard
+from slipway.export.guard_text import GuardReader
 from slipway.export.models import restoring_dicts
 from slipway.export.resizing import binding_of
 from slipway.export.symbolic import InexpressibleError, to_expression
@@ -55,6 +55,9 @@ from slipway.program.substitution import substituted, substituted_condition
 __all__ = ["from_exported_program", "from_pt2"]
 
 _CASES = 3
+
+_LEAST_TRACED = 2
+"""Torch takes every dynamic size to be at least this while it traces, whatever was declared."""
 
 
 def from_pt2(
@@ -139,7 +142,19 @@ def from_exported_program(
         raise _invalid(
             f"the exported program does not take the example: {error}", "give another example"
         ) from error
+    contract = replace(contract, notes=(*contract.notes, *_doubts(contract)))
     return assemble({DEFAULT_METHOD: traced}, {DEFAULT_METHOD: contract}, tuple(custom_ops), cases)
+
+
+def _doubts(contract: Contract) -> Iterator[str]:
+    """Yields what of a contract rests on torch's word alone, for people to read."""
+    for symbol in contract.symbols:
+        if symbol.minimum < _LEAST_TRACED:
+            small = [size for size in range(symbol.minimum, _LEAST_TRACED)]
+            yield (
+                f"{symbol.name} may be {' or '.join(map(str, small))}, since torch says so; torch "
+                "traces as though it were more, and keeps no trace of a branch on such a size"
+            )
 
 
 def _invalid(reason: str, advice: str) -> ExportError:
@@ -218,6 +233,10 @@ def _describe(
         size: (max(0, _integer(given.lower) or 0), _integer(given.upper))
         for size, given in exported.range_constraints.items()
     }
+    plain = {size for shape in sizes.values() for size in shape if size.is_Symbol}
+    parts = set().union(*(size.free_symbols for size in bounds)) - plain
+    for raw in sorted(parts, key=str):
+        bounds[raw] = _range_of_part(raw, bounds)
     names = _names(sizes, symbol_names)
     described = _Shapes(
         {raw: Symbol(name, *bounds.get(raw, (0, None))) for raw, name in names.items()}
@@ -231,7 +250,9 @@ def _describe(
     }
     leaves = [name for name, _ in call.leaves]
     texts = {name: [described.text(size) for size in shape] for name, shape in sizes.items()}
-    guards = (relation_of_guard(guard, texts, leaves, values) for guard in exported._guards_code)
+    symbols = [item.name for item in described.symbols]
+    reader = GuardReader(symbols, texts, leaves, values)
+    guards = [reader.relation(guard) for guard in exported._guards_code]
     return Declarations(dimensions, (*described.conditions(bounds), *guards))
 
 
@@ -241,6 +262,24 @@ def _integer(bound: sympy.Basic) -> int | None:
 
 def _expression(size: int | torch.SymInt) -> sympy.Basic:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def _range_of_part(
+    part: sympy.Symbol, bounds: Mapping[sympy.Basic, tuple[int, int | None]]
+) -> tuple[int, int | None]:
+    """Returns the range of a symbol that is no dimension, as the sizes derived from it have it.
+
+    Torch's own range of such a symbol is what it traces with, and not what was declared.
+    """
+    lows, highs = [], []
+    for size, (least, most) in bounds.items():
+        factor, offset = size.coeff(part, 1), size.coeff(part, 0)
+        if size != part and factor.is_Integer and factor > 0 and size == factor * part + offset:
+            lows.append(-((int(offset) - least) // int(factor)))
+            highs += [] if most is None else [(most - int(offset)) // int(factor)]
+    if not lows:
+        return bounds.get(part, (0, None))
+    return max(0, *lows), min(highs, default=None)
 
 
 def _names(
@@ -381,7 +420,8 @@ def _require_same_kind(argument: Any, name: str, value: Any) -> None:
     if isinstance(argument, TensorArgument) and isinstance(value, torch.Tensor):
         return
     if isinstance(argument, ConstantArgument):
-        if isinstance(value, torch.Tensor) or (value != argument.value and value == value):
+        same = value == argument.value or (value != value and argument.value != argument.value)
+        if type(value) is not type(argument.value) or not same:
             raise _invalid(
                 f"the exported program was made for {name} = {argument.value!r}, and for no other",
                 "give an example with that value",

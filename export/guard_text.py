@@ -11,38 +11,55 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from slipway.export.errors import ExportError, ExportErrorKind
+from slipway.export.shape_language import parse_relation
+from slipway.program.expressions import SymbolReference
 
-__all__ = ["relation_of_guard"]
+__all__ = ["GuardReader"]
 
 _FLAT = "flat_args"
 """What torch calls the list of all leaves, where it does not say how they are nested."""
 
 
-def relation_of_guard(
-    guard: str,
-    shapes: Mapping[str, Sequence[str]],
-    leaves: Sequence[str],
-    values: Mapping[str, int],
-) -> str:
-    """Returns a guard as a relation between symbols.
+@dataclass(frozen=True, slots=True)
+class GuardReader:
+    """Reads guards about the inputs of one call.
 
-    Args:
-      guard: as torch has it, over `L['x']['mask'].size()[0]` and the like.
+    Attributes:
+      symbols: the names of the contract's symbols.
       shapes: for each tensor of the call, by its name (`x.mask`), its sizes as texts over symbols.
       leaves: the names of all leaves of the call, in order.
       values: of the integers among them, by name.
-
-    Raises:
-      ExportError: the guard is about something else than sizes.
     """
-    try:
-        tree = ast.parse(guard.strip(), mode="eval")
-        rewritten = _Rewriter(guard, shapes, leaves, values).visit(tree)
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise _beyond(guard, f"it cannot be parsed: {error}") from error
-    return ast.unparse(rewritten)
+
+    symbols: Sequence[str]
+    shapes: Mapping[str, Sequence[str]]
+    leaves: Sequence[str]
+    values: Mapping[str, int]
+
+    def relation(self, guard: str) -> str:
+        """Returns a guard as a relation between symbols.
+
+        Args:
+          guard: as torch has it, over `L['x']['mask'].size()[0]` and the like.
+
+        Raises:
+          ExportError: the guard is about something else than sizes.
+        """
+        meaning = {name: SymbolReference(at, name) for at, name in enumerate(self.symbols)}
+        try:
+            tree = ast.parse(guard.strip(), mode="eval")
+            text = ast.unparse(_Rewriter(guard, self).visit(tree))
+            parse_relation(text, meaning)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            raise _beyond(guard, f"it cannot be parsed: {error}") from error
+        except ExportError as error:
+            if error.kind is ExportErrorKind.CONSTRAINT_VIOLATION:
+                raise
+            raise _beyond(guard, error.reason) from error
+        return text
 
 
 def _beyond(guard: str, reason: str) -> ExportError:
@@ -54,17 +71,13 @@ def _beyond(guard: str, reason: str) -> ExportError:
 
 
 class _Rewriter(ast.NodeTransformer):
-    def __init__(
-        self,
-        guard: str,
-        shapes: Mapping[str, Sequence[str]],
-        leaves: Sequence[str],
-        values: Mapping[str, int],
-    ) -> None:
+    """Replaces what stands for sizes by the sizes."""
+
+    def __init__(self, guard: str, call: GuardReader) -> None:
         self._guard = guard
-        self._shapes = shapes
-        self._leaves = leaves
-        self._values = values
+        self._shapes = call.shapes
+        self._leaves = call.leaves
+        self._values = call.values
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         match node:

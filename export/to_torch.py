@@ -155,7 +155,9 @@ def _module(program: Program, method: str) -> torch.nn.Module:
     names = list(program.weights)
     used = [names[item.weight] for item in graph.inputs if item.WhichOneof("kind") == "weight"]
     for name in used:
-        _add_buffer(module, name, program.weights[name])
+        weight = program.weights[name]
+        # What calls change, they must not change in the program.
+        _add_buffer(module, name, weight.clone() if name in program.state else weight)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         leaves = flatten_call(contract, args, kwargs)
@@ -216,18 +218,22 @@ def _state_conditions(contract: Contract, tensors: Mapping[str, torch.Tensor]) -
     for binder, symbol in zip(find_binders(contract), contract.symbols, strict=True):
         size: Any = tensors[binder.input].shape[binder.dimension]
         if (binder.factor, binder.offset) != (1, 0):
-            torch._check((size - binder.offset) % binder.factor == 0)
+            _require((size - binder.offset) % binder.factor == 0)
             size = (size - binder.offset) // binder.factor
-            torch._check(size >= symbol.minimum)
+            _require(size >= symbol.minimum)
             if symbol.maximum is not None:
-                torch._check(size <= symbol.maximum)
+                _require(size <= symbol.maximum)
         values.append(size)
     for name, spec in contract.tensor_inputs.items():
         for dimension, expression in enumerate(spec.shape):
             if (name, dimension) not in determining and not isinstance(expression, Constant):
-                torch._check(tensors[name].shape[dimension] == _size(expression, values))
+                _require(tensors[name].shape[dimension] == _size(expression, values))
     for relation in contract.relations:
-        torch._check(_truth(relation.condition, values))
+        _require(_truth(relation.condition, values))
+
+
+def _require(condition: Any) -> None:
+    torch._check(condition)  # type: ignore[no-untyped-call]
 
 
 def _size(expression: Expression, values: Sequence[Any]) -> Any:
@@ -267,6 +273,6 @@ def _truth(condition: Condition, values: Sequence[Any]) -> Any:
         case AnyOf(conditions):
             return reduce(operator.or_, (_truth(item, values) for item in conditions))
         case Negation(inner):
-            return torch.sym_not(_truth(inner, values))
+            return torch.sym_not(_truth(inner, values))  # type: ignore[no-untyped-call]
         case _:
             raise TypeError(f"{condition} is no condition")

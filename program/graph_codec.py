@@ -202,6 +202,8 @@ def graph_from_proto(
     operators: Sequence[pb.Operator],
     device: torch.device,
     custom_ops: Collection[str] = (),
+    *,
+    torch_assertions: bool = False,
 ) -> fx.GraphModule:
     """Returns a callable of a graph, from the graph's inputs to a tuple of its outputs.
 
@@ -210,14 +212,17 @@ def graph_from_proto(
       operators: the program's operators.
       device: where the program's tensors are.
       custom_ops: namespaces, beside torch's own, whose operators it may call.
+      torch_assertions: whether it asserts by torch's operators, as a graph to trace must, instead
+        of raising errors of ours.
 
     Raises:
       CorruptProgramError: the message is not a graph.
       OperatorMismatchError: an operator may not be called or is not there.
     """
     resolved = [resolve_operator(item.name, item.schema, custom_ops) for item in operators]
+    ours = {} if torch_assertions else ASSERTIONS
     targets = [
-        ASSERTIONS.get(item.name, target) for item, target in zip(operators, resolved, strict=True)
+        ours.get(item.name, target) for item, target in zip(operators, resolved, strict=True)
     ]
     names = [item.name.partition("::")[2].partition(".")[0] for item in operators]
     return _graph_module(message, targets, names, device)

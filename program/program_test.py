@@ -454,6 +454,12 @@ def test_weights_that_are_not_the_files_that_were_written(
     assert SHARD in str(caught.value)
 
 
+def test_verification_is_by_a_name_that_there_is(saved: Path) -> None:
+    assert load(saved, verify="sizes").digest == load(saved, verify="full").digest
+    with pytest.raises(ValueError, match="verify is 'none'; it may be full or sizes"):
+        load(saved, verify="none")  # type: ignore[arg-type]
+
+
 def test_weights_with_any_one_byte_altered(saved: Path) -> None:
     path = saved / SHARD
     content = path.read_bytes()

@@ -6,30 +6,39 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from slipway.program.contract_codec import scalar_type_from_proto
 from slipway.program.errors import CorruptProgramError, ProgramError
 from slipway.program.scalar_types import ScalarType
-from slipway.program.shards import checked_path, file_digest, open_shard
+from slipway.program.shards import Verification, checked_path, file_digest, open_shard
 from slipway.program.torch_types import from_torch, to_torch
 from slipway.proto import program_pb2 as pb
 
-__all__ = ["WEIGHTS_DIRECTORY", "read_weights", "storage_problem", "write_weights"]
+__all__ = [
+    "SHARD_BYTES",
+    "WEIGHTS_DIRECTORY",
+    "read_weights",
+    "storage_problem",
+    "write_weights",
+]
 
 WEIGHTS_DIRECTORY = "weights"
 
-_SHARD_BYTES = 2**32
+SHARD_BYTES = 2**32
 """How many bytes of tensors a shard holds at most, unless one tensor alone is larger."""
 
 
-def write_weights(directory: Path, tensors: Mapping[str, torch.Tensor]) -> pb.WeightsIndex:
+def write_weights(
+    directory: Path, tensors: Mapping[str, torch.Tensor], shard_bytes: int = SHARD_BYTES
+) -> pb.WeightsIndex:
     """Writes tensors below `directory`/weights and returns their index.
 
     Args:
       directory: the program's directory.
       tensors: by name; written in the order of their names, contiguous.
+      shard_bytes: how many bytes of them a file holds at most, unless one tensor alone is larger.
 
     Raises:
       ProgramError: a file cannot hold one of them.
@@ -39,7 +48,7 @@ def write_weights(directory: Path, tensors: Mapping[str, torch.Tensor]) -> pb.We
             raise ProgramError(f"the weight '{name}' is {problem}")
     index = pb.WeightsIndex()
     folder = directory / WEIGHTS_DIRECTORY
-    for number, names in enumerate(_split(tensors)):
+    for number, names in enumerate(_split(tensors, shard_bytes)):
         folder.mkdir(exist_ok=True)
         path = folder / f"weights-{number + 1:05d}.safetensors"
         save_file(_separate({name: tensors[name] for name in names}), path)
@@ -81,23 +90,36 @@ def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return separate
 
 
-def _split(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+def _split(tensors: Mapping[str, torch.Tensor], shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = []
     room = 0
     for name in sorted(tensors):
         size = tensors[name].numel() * tensors[name].element_size()
         if not shards or size > room:
             shards.append([])
-            room = _SHARD_BYTES
+            room = shard_bytes
         shards[-1].append(name)
         room -= size
     return shards
 
 
 def read_weights(
-    directory: Path, index: pb.WeightsIndex, device: torch.device
+    directory: Path,
+    index: pb.WeightsIndex,
+    device: torch.device,
+    verify: Verification = "full",
 ) -> list[torch.Tensor]:
-    """Returns the tensors of an index, in its order, on a device. On the CPU they are mapped files.
+    """Returns the tensors of an index, in its order, on a device.
+
+    On the CPU they are the mapped files themselves: memory that is read when it is first used, that
+    the system can drop again, and that all processes with the program share. For another device
+    they are moved shard by shard, each shard being unmapped before the next.
+
+    Args:
+      directory: the program's.
+      index: which tensors lie in which file.
+      device: where to put them.
+      verify: what of the files is compared with what was written.
 
     Raises:
       CorruptProgramError: a file is missing or short, or holds other tensors than the index says.
@@ -105,22 +127,29 @@ def read_weights(
     """
     if len({weight.name for weight in index.weights}) != len(index.weights):
         raise CorruptProgramError("two weights have one name")
-    paths = [checked_path(directory / WEIGHTS_DIRECTORY, shard) for shard in index.shards]
-    shards = [open_shard(path) for path in paths]
-    tensors = []
+    contents: list[list[pb.Weight]] = [[] for _ in index.shards]
     for weight in index.weights:
-        if weight.shard >= len(shards):
+        if weight.shard >= len(contents):
             raise CorruptProgramError(f"weight '{weight.name}' lies in a shard that is not listed")
-        path = paths[weight.shard]
-        try:
-            tensor: torch.Tensor = shards[weight.shard].get_tensor(weight.name)  # type: ignore[no-untyped-call]
-        except SafetensorError as error:
-            raise CorruptProgramError(f"{path} has no weight '{weight.name}': {error}") from error
-        dtype = to_torch(scalar_type_from_proto(weight.dtype))
-        if tensor.dtype != dtype or list(tensor.shape) != list(weight.shape):
-            raise CorruptProgramError(
-                f"weight '{weight.name}' in {path} is {tensor.dtype}{list(tensor.shape)}; "
-                f"program.pb says {dtype}{list(weight.shape)}"
-            )
-        tensors.append(tensor.to(device))
-    return tensors
+        contents[weight.shard].append(weight)
+    tensors: dict[str, torch.Tensor] = {}
+    for shard, weights in zip(index.shards, contents, strict=True):
+        path = checked_path(directory / WEIGHTS_DIRECTORY, shard, verify)
+        opened = open_shard(path)
+        for weight in weights:
+            tensors[weight.name] = _read_weight(opened, path, weight).to(device)
+    return [tensors[weight.name] for weight in index.weights]
+
+
+def _read_weight(shard: safe_open, path: Path, weight: pb.Weight) -> torch.Tensor:
+    try:
+        tensor: torch.Tensor = shard.get_tensor(weight.name)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise CorruptProgramError(f"{path} has no weight '{weight.name}': {error}") from error
+    dtype = to_torch(scalar_type_from_proto(weight.dtype))
+    if tensor.dtype != dtype or list(tensor.shape) != list(weight.shape):
+        raise CorruptProgramError(
+            f"weight '{weight.name}' in {path} is {tensor.dtype}{list(tensor.shape)}; "
+            f"program.pb says {dtype}{list(weight.shape)}"
+        )
+    return tensor

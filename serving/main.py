@@ -56,7 +56,7 @@ def _serve(options: argparse.Namespace) -> int:
         custom_ops = load_custom_ops(options.custom_ops)
     except CustomOpsError as error:
         raise StartupError(str(error), exit_code=2) from error
-    repository = Repository(_absolute(options.repository))
+    repository = Repository(_absolute(options.repository), options.verify)
     server = InferenceServer(
         repository, workers=options.workers, on_device_failure=on_device_failure
     )
@@ -128,6 +128,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="MODULE",
         help="a Python module that registers operators which programs may call; repeatable",
+    )
+    parser.add_argument(
+        "--verify",
+        default="full",
+        choices=["full", "sizes"],
+        help="what of the weights is compared with what was written: all bytes, or, of very large "
+        "weights, their sizes (default: %(default)s)",
     )
     parser.add_argument(
         "--workers",

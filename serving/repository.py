@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from slipway.program import DEFAULT_METHOD, Contract, Program, ProgramError, load, verify
+from slipway.program.shards import Verification
 from slipway.serving.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -88,13 +89,18 @@ class VersionStatus:
 class Repository:
     """The models of one directory, loaded once."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, verification: Verification = "full") -> None:
         """Finds the models and versions below `directory`; `load` loads them.
+
+        Args:
+          directory: has `MODEL/VERSION/program.pb` below it.
+          verification: what of the weights is compared with what was written.
 
         Raises:
           StartupError: it is no directory that can be read, or has no model.
         """
         self._directory = directory
+        self._verification = verification
         self._lock = threading.Lock()
         self._statuses: dict[tuple[str, int], VersionStatus] = {}
         self._models: dict[str, dict[int, Model]] = {}
@@ -133,7 +139,7 @@ class Repository:
             reason = ""
             path = self._directory / name / str(version)
             try:
-                program = load(path, device=str(device), custom_ops=custom_ops)
+                program = load(path, device, custom_ops=custom_ops, verify=self._verification)
                 verify(program)
                 models = _models_of(program, name, version, device)
                 self._require_free_names(name, models)

@@ -45,6 +45,17 @@ def test_a_directory_without_models_is_exit_code_2(tmp_path: Path) -> None:
         Repository(tmp_path)
 
 
+def test_how_much_of_the_weights_is_compared_can_be_said(tmp_path: Path) -> None:
+    write_affine(tmp_path / "affine" / "1")
+    (shard,) = (tmp_path / "affine" / "1" / "weights").iterdir()
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for verification, versions in (("full", []), ("sizes", [1])):
+        repository = Repository(tmp_path, verification)  # type: ignore[arg-type]
+        repository.load(CPU)
+        assert repository.ready_versions("affine") == versions
+
+
 def test_before_loading_every_version_is_loading(root: Path) -> None:
     repository = Repository(root)
     with pytest.raises(UnavailableError, match="'good' is not at ready state: it is loading"):

@@ -2,15 +2,7 @@
 
 load("//export:providers.bzl", "TorchProgramInfo")
 load("//program:python_modules.bzl", "python_modules")
-
-def _import_roots(ctx, model):
-    """Returns the folders, from the execution root, that a py_binary with this model would import from."""
-    roots = ["", ctx.bin_dir.path, ".."]
-    for path in model[PyInfo].imports.to_list():
-        repository, _, rest = path.partition("/")
-        base = "" if repository == ctx.workspace_name else "external/" + repository
-        roots.append("/".join([part for part in [base, rest] if part]))
-    return roots
+load(":action.bzl", "EXPORT_ENV", "import_roots")
 
 def _torch_export_impl(ctx):
     model = ctx.attr.model
@@ -25,7 +17,7 @@ def _torch_export_impl(ctx):
     arguments.add("--label", str(ctx.label).lstrip("@"))
     arguments.add("--entry_point", ctx.attr.entry_point)
     python = [model] + ctx.attr.custom_ops
-    roots = [root for target in python for root in _import_roots(ctx, target)]
+    roots = [root for target in python for root in import_roots(ctx, target)]
     arguments.add_all(roots, before_each = "--import_root", uniquify = True)
     arguments.add_all(python_modules(ctx.attr.custom_ops), before_each = "--custom_ops")
     arguments.add("--output", program.path)
@@ -49,20 +41,7 @@ def _torch_export_impl(ctx):
             "requires-worker-protocol": "json",
             "supports-workers": "1",
         },
-        env = {
-            # Random weights, and the results kept as cases, must not depend on the machine's vector
-            # units: of torch's own kernels, of MKL's and of oneDNN's.
-            "ATEN_CPU_CAPABILITY": "default",
-            "MKL_CBWR": "COMPATIBLE",
-            "ONEDNN_MAX_CPU_ISA": "SSE41",
-            # A build never depends on which accelerators its machine has.
-            "CUDA_VISIBLE_DEVICES": "",
-            # The order of a sum depends on how many threads share it.
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONHASHSEED": "0",
-            "PYTHONNOUSERSITE": "1",
-        },
+        env = EXPORT_ENV,
     )
     files = depset([program])
     return [

@@ -1,0 +1,28 @@
+"""What actions that make programs have in common."""
+
+# Bytes of a program that must not depend on the machine that made it.
+EXPORT_ENV = {
+    # Random weights and example inputs must not depend on the machine's vector units.
+    "ATEN_CPU_CAPABILITY": "default",
+    # A build never depends on which accelerators its machine has.
+    "CUDA_VISIBLE_DEVICES": "",
+    # The order of a sum depends on how many threads share it.
+    "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",
+    "PYTHONNOUSERSITE": "1",
+}
+
+def import_roots(ctx, target):
+    """Returns the folders, from the execution root, that a py_binary with a library would import from.
+
+    Args:
+      ctx: of the rule.
+      target: the library.
+    """
+    roots = ["", ctx.bin_dir.path, ".."]
+    for path in target[PyInfo].imports.to_list():
+        repository, _, rest = path.partition("/")
+        base = "" if repository == ctx.workspace_name else "external/" + repository
+        roots.append("/".join([part for part in [base, rest] if part]))
+    return roots
