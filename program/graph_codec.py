@@ -17,7 +17,12 @@ from torch import fx
 from slipway.program.assertions import ASSERTIONS
 from slipway.program.contract_codec import scalar_type_from_proto
 from slipway.program.errors import CorruptProgramError, OperatorMismatchError
-from slipway.program.operators import operator_name, operator_schema, resolve_operator
+from slipway.program.operators import (
+    check_arguments,
+    operator_name,
+    operator_schema,
+    resolve_operator,
+)
 from slipway.program.torch_types import from_torch, to_torch
 from slipway.proto import program_pb2 as pb
 
@@ -247,16 +252,16 @@ def _graph_module(
     for node in message.nodes:
         if node.operator >= len(targets):
             raise CorruptProgramError(f"a node calls operator {node.operator} of {len(targets)}")
+        target = targets[node.operator]
+        arguments = tuple(decoder.argument(item) for item in node.arguments)
+        keywords = {
+            _parameter_name(item.name): decoder.argument(item.value)
+            for item in node.keyword_arguments
+        }
+        check_arguments(target, arguments, keywords)
         decoder.values.append(
             graph.create_node(
-                "call_function",
-                targets[node.operator],
-                tuple(decoder.argument(item) for item in node.arguments),
-                {
-                    _parameter_name(item.name): decoder.argument(item.value)
-                    for item in node.keyword_arguments
-                },
-                name=names[node.operator],
+                "call_function", target, arguments, keywords, name=names[node.operator]
             )
         )
     results = tuple(decoder.argument(item) for item in message.outputs)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import operator
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch._functorch import predispatch
 
-from slipway.program.errors import OperatorMismatchError
+from slipway.program.errors import CorruptProgramError, OperatorMismatchError
 
-__all__ = ["operator_name", "operator_schema", "resolve_operator"]
+__all__ = ["check_arguments", "operator_name", "operator_schema", "resolve_operator"]
 
 _NAMESPACES = frozenset({"aten", "prims"})
 
@@ -132,6 +133,52 @@ def resolve_operator(
     if isinstance(target, torch._ops.OpOverload) and str(target._schema) != schema:
         _check_compatible(target, schema)
     return target
+
+
+# In torch's calls these are integers too, and one that stands for nothing ends the process.
+_ENUMERATIONS: dict[str, type] = {
+    "Device": torch.device,
+    "Layout": torch.layout,
+    "MemoryFormat": torch.memory_format,
+    "ScalarType": torch.dtype,
+}
+
+
+def check_arguments(
+    target: Callable[..., Any], arguments: Sequence[Any], keywords: Mapping[str, Any]
+) -> None:
+    """Checks that a call of an operator has arguments that the operator has parameters for.
+
+    Args:
+      target: as `resolve_operator` gave it.
+      arguments, keywords: of the call; values of the graph may stand for themselves.
+
+    Raises:
+      CorruptProgramError: there are too many or unknown ones, or a dtype, device, layout or memory
+        format is something else.
+    """
+    if not isinstance(target, torch._ops.OpOverload):
+        return
+    parameters = _parameters(target)
+    if len(arguments) > len(parameters) or not keywords.keys() <= parameters.keys():
+        raise CorruptProgramError(f"a call of '{target}' has arguments that it does not take")
+    given = {**dict(zip(parameters, arguments, strict=False)), **keywords}
+    for name, value in given.items():
+        wanted = parameters[name]
+        if wanted is not None and value is not None and not isinstance(value, wanted):
+            raise CorruptProgramError(
+                f"a call of '{target}' has {value!r} as its {name}, which must be a "
+                f"{wanted.__name__}"
+            )
+
+
+@functools.cache
+def _parameters(target: torch._ops.OpOverload) -> dict[str, type | None]:
+    """Returns the parameters of an operator in order; the type of those that must be of one."""
+    return {
+        item.name: _ENUMERATIONS.get(str(item.real_type).removeprefix("Optional[").rstrip("]?"))
+        for item in target._schema.arguments
+    }
 
 
 def _check_allowed(name: str, custom_ops: Collection[str]) -> tuple[str, str, str]:

@@ -586,7 +586,7 @@ def test_the_name_of_an_argument_cannot_smuggle_in_code(saved: Path, name: str) 
 
 def test_strings_in_a_graph_stay_strings(saved: Path) -> None:
     text = "') or __import__('os').abort() #"
-    rewrite(saved, lambda index, graph: setattr(_node(graph).arguments.add(), "string", text))
+    rewrite(saved, lambda index, graph: setattr(_node(graph).arguments[-1], "string", text))
     with pytest.raises(RuntimeError, match="linear"):
         load(saved)(torch.ones(1, 4))
 
@@ -673,3 +673,23 @@ def test_what_the_format_has_no_place_for_is_an_error_at_the_node(
     with pytest.raises(GraphEncodingError) as caught:
         program_of(calling(target, *([] if argument is None else [argument])))
     assert caught.value.node.target is target
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_number_where_a_dtype_belongs_is_refused_at_load(tmp_path: Path, place: int) -> None:
+    """Torch takes integers for dtypes, and one that stands for none ends the process."""
+    program_of(calling(torch.ops.aten.sum.dim_IntList, [1])).save(tmp_path / "program")
+    container = read_container(tmp_path / "program")
+    graphs = container.graphs()
+    number = pb.Argument(integer=4294967295)
+    node = graphs.methods[0].nodes[0]
+    if place:
+        node.keyword_arguments.add(name="dtype", value=number)
+    else:
+        node.arguments.extend([pb.Argument(boolean=False), number])
+    graph = graphs.SerializeToString(deterministic=True)
+    write_container(tmp_path / "program", replace(container, graph=graph))
+    with pytest.raises(
+        CorruptProgramError, match="arguments that it does not take|must be a dtype"
+    ):
+        load(tmp_path / "program")
