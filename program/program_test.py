@@ -689,7 +689,5 @@ def test_a_number_where_a_dtype_belongs_is_refused_at_load(tmp_path: Path, place
         node.arguments.extend([pb.Argument(boolean=False), number])
     graph = graphs.SerializeToString(deterministic=True)
     write_container(tmp_path / "program", replace(container, graph=graph))
-    with pytest.raises(
-        CorruptProgramError, match="arguments that it does not take|must be a dtype"
-    ):
+    with pytest.raises(CorruptProgramError, match="must be a dtype"):
         load(tmp_path / "program")
