@@ -691,3 +691,22 @@ def test_a_number_where_a_dtype_belongs_is_refused_at_load(tmp_path: Path, place
     write_container(tmp_path / "program", replace(container, graph=graph))
     with pytest.raises(CorruptProgramError, match="must be a dtype"):
         load(tmp_path / "program")
+
+
+def test_a_link_out_of_the_directory_is_refused_and_linked_directories_load(tmp_path: Path) -> None:
+    affine().save(tmp_path / "program")
+    # As Bazel lays out inputs: every file a link to where the program really is.
+    for source in (tmp_path / "program").rglob("*"):
+        if source.is_file():
+            target = tmp_path / "linked" / source.relative_to(tmp_path / "program")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(source)
+    assert load(tmp_path / "linked").digest
+    (tmp_path / "whole").symlink_to(tmp_path / "program")
+    assert load(tmp_path / "whole").digest
+
+    (shard,) = (tmp_path / "program/weights").iterdir()
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorruptProgramError, match="a link out of the program's directory"):
+        load(tmp_path / "program")

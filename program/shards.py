@@ -37,7 +37,8 @@ def checked_path(folder: Path, shard: pb.Shard, verify: Verification = "full") -
       verify: whether to compare the digest.
 
     Raises:
-      CorruptProgramError: it is missing, short, no file, or not named plainly.
+      CorruptProgramError: it is missing, short, no file, not named plainly, or a link to somewhere
+        outside the program's directory.
       DigestMismatchError: it has been altered.
     """
     # The name comes from the artifact: nothing but a plain file in the folder may be meant.
@@ -51,6 +52,11 @@ def checked_path(folder: Path, shard: pb.Shard, verify: Verification = "full") -
             f"cannot read the {folder.name} {path}: {error.strerror}; copy or build the program "
             "again"
         ) from error
+    # Links are how Bazel lays out inputs, file by file or the whole directory: program.pb leads to
+    # where the program really is, and a shard must be there too.
+    homes = {folder.parent.resolve(), (folder.parent / "program.pb").resolve().parent}
+    if not any(path.resolve().is_relative_to(home) for home in homes):
+        raise CorruptProgramError(f"{path} is a link out of the program's directory")
     if not stat.S_ISREG(status.st_mode):
         raise CorruptProgramError(f"the {folder.name} {path} are not a file")
     if status.st_size != shard.size:
