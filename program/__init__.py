@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from slipway.program.batching import Batching, BatchingEvidence, Padding
 from slipway.program.container import load_contracts
 from slipway.program.contract import (
     DEFAULT_METHOD,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_METHOD",
     "VERSION",
+    "Batching",
+    "BatchingEvidence",
     "CaseFailedError",
     "Contract",
     "ContractViolation",
@@ -52,6 +55,7 @@ __all__ = [
     "Method",
     "OperatorMismatchError",
     "OutputSpec",
+    "Padding",
     "Program",
     "ProgramError",
     "Relation",

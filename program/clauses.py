@@ -18,6 +18,9 @@ class Verdict(enum.Enum):
     WIDENED = "widened"
     """More is allowed, or more is promised."""
 
+    NOTED = "noted"
+    """It says something else that no client relies on: how fast a server can be, say."""
+
     NARROWED = "narrowed"
     """Some of what was allowed or promised is no longer."""
 

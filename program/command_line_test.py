@@ -67,7 +67,7 @@ graph
 
 versions
   container          1.0
-  contract language  1.0
+  contract language  1.1
   operator dialect   1.0
 
 written by

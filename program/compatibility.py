@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from slipway.program.batching import Batching
 from slipway.program.clauses import Clause, Differences, Verdict
 from slipway.program.contract import (
     Contract,
@@ -148,6 +149,7 @@ class _MethodComparison:
         yield from self._relations()
         yield from self._outputs()
         yield from self._batch_symbol()
+        yield from self._batching()
         yield from python_clauses(self._old, self._new)
 
     # Inputs -----------------------------------------------------------------------------------
@@ -315,10 +317,30 @@ class _MethodComparison:
             verdict, reason = Verdict.INCOMPATIBLE, "requests are joined along another dimension"
         yield Clause(verdict, "batch symbol", *said, reason)
 
+    def _batching(self) -> Iterator[Clause]:
+        before, after = self._old.batching, self._new.batching
+        if before is None and after is None:
+            return
+        verdict, reason = Verdict.UNCHANGED, ""
+        if before is None:
+            verdict, reason = Verdict.WIDENED, "a server may join calls of several clients"
+        elif after is None:
+            verdict, reason = Verdict.NOTED, "a server runs each call alone, so fewer in a second"
+        elif _joined(before) != _joined(after):
+            verdict, reason = Verdict.NOTED, "a server joins other calls, or to another tolerance"
+        old, new = ("" if item is None else str(item) for item in (before, after))
+        yield Clause(verdict, "batching", old, new, reason)
+
     def _is_multiple(self, new: int, old: int) -> bool:
         size = self._forward.meaning.get(new)
         form = None if size is None else linear_form(size)
         return form is not None and form[1].index == old and form[2] == 0
+
+
+def _joined(batching: Batching) -> tuple[object, ...]:
+    """Returns what a batching says, whatever its symbols are called."""
+    paddings = [padding.values for padding in batching.paddings]
+    return batching.inputs, batching.outputs, batching.atol, batching.rtol, paddings
 
 
 def _symbol_name(contract: Contract, index: int | None) -> str:

@@ -28,7 +28,7 @@ _MAXIMUM_BYTES = 2**31 - 1
 """Protobuf's own limit on a message."""
 
 # The ledger of versions is in program.proto.
-_VERSIONS = {"container": (1, 0), "contract_language": (1, 0), "operator_dialect": (1, 0)}
+_VERSIONS = {"container": (1, 0), "contract_language": (1, 1), "operator_dialect": (1, 0)}
 
 VersionNumbers = Mapping[str, tuple[int, int]]
 """Major and minor version of each of the three things that have one."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from slipway.program.batching import Batching, check_batching
 from slipway.program.errors import ContractViolation
 from slipway.program.expressions import (
     Condition,
@@ -132,13 +133,15 @@ class Contract:
       outputs: the leaves of the output tree, in order.
       output_tree: how the results are put together.
       relations: conditions that must all hold, evaluated in order.
-      batch_symbol: the index of the symbol that calls can be concatenated over, or None.
+      batch_symbol: the index of the symbol that is the first dimension of every tensor, or None.
+      batching: how calls can be joined into one, row by row independent of each other, or None.
       contiguous: whether every tensor must lie in memory as a new one of its shape does, since the
         model asked how they lie. Tensors that are made for a call always do.
       notes: for people: what was accepted or left unchecked when the program was made.
 
     Raises:
       UnboundSymbolError: no input's shape determines one of the symbols.
+      BatchingError: `batching` does not go with the rest.
     """
 
     method: str
@@ -152,9 +155,12 @@ class Contract:
     batch_symbol: int | None = None
     contiguous: bool = False
     notes: tuple[str, ...] = ()
+    batching: Batching | None = None
 
     def __post_init__(self) -> None:
         self._check  # noqa: B018  (a contract that cannot be checked must not come to be)
+        if self.batching is not None:
+            check_batching(self, self.batching)
 
     @cached_property
     def tensor_inputs(self) -> dict[str, TensorSpec]:

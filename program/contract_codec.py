@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from slipway.program.batching import Batching, BatchingEvidence, Padding, PaddingNumber
 from slipway.program.contract import (
     Contract,
     InputSpec,
@@ -97,6 +98,7 @@ def contract_to_proto(contract: Contract) -> pb.Contract:
         batch_symbol=contract.batch_symbol,
         contiguous=contract.contiguous,
         notes=contract.notes,
+        batching=_batching_to_proto(contract),
     )
 
 
@@ -146,9 +148,92 @@ def contract_from_proto(message: pb.Contract, sources: Sequence[str] = ()) -> Co
             batch_symbol=batch_symbol,
             contiguous=message.contiguous,
             notes=tuple(message.notes),
+            batching=_batching_from_proto(message, symbols, inputs),
         )
     except ValueError as error:
         raise CorruptProgramError(f"a contract cannot be checked: {error}") from error
+
+
+def _batching_to_proto(contract: Contract) -> pb.Batching | None:
+    batching = contract.batching
+    if batching is None:
+        return None
+    index = {symbol.name: place for place, symbol in enumerate(contract.symbols)}
+    evidence = batching.evidence
+    return pb.Batching(
+        symbol=index[batching.symbol],
+        input_dimensions=batching.inputs.values(),
+        output_dimensions=batching.outputs,
+        absolute_tolerance=batching.atol,
+        relative_tolerance=batching.rtol,
+        evidence=pb.BatchingEvidence(
+            batch_sizes=evidence.batch_sizes,
+            settings=evidence.settings,
+            comparisons=evidence.comparisons,
+            perturbations=evidence.perturbations,
+            seed=evidence.seed,
+        ),
+        paddings=[
+            pb.Padding(
+                symbol=index[padding.symbol],
+                values=[
+                    pb.PaddingValue(input=name, value=_constant_to_proto(value))
+                    for name, value in padding.values.items()
+                ],
+            )
+            for padding in batching.paddings
+        ],
+    )
+
+
+def _batching_from_proto(
+    message: pb.Contract, symbols: Sequence[Symbol], inputs: Sequence[InputSpec]
+) -> Batching | None:
+    if not message.HasField("batching"):
+        return None
+    batching = message.batching
+    tensors = [spec.name for spec in inputs if spec.tensor is not None]
+    if len(batching.input_dimensions) != len(tensors):
+        raise CorruptProgramError(
+            f"the batching names dimensions of {len(batching.input_dimensions)} tensors, the "
+            f"method takes {len(tensors)}"
+        )
+
+    def name_of(symbol: int) -> str:
+        if symbol >= len(symbols):
+            raise CorruptProgramError(f"the batching refers to symbol {symbol} of {len(symbols)}")
+        return symbols[symbol].name
+
+    evidence = batching.evidence
+    return Batching(
+        symbol=name_of(batching.symbol),
+        inputs=dict(zip(tensors, batching.input_dimensions, strict=True)),
+        outputs=tuple(batching.output_dimensions),
+        atol=batching.absolute_tolerance,
+        rtol=batching.relative_tolerance,
+        evidence=BatchingEvidence(
+            batch_sizes=tuple(evidence.batch_sizes),
+            settings=evidence.settings,
+            comparisons=evidence.comparisons,
+            perturbations=evidence.perturbations,
+            seed=evidence.seed,
+        ),
+        paddings=tuple(
+            Padding(name_of(item.symbol), _padding_values(item)) for item in batching.paddings
+        ),
+    )
+
+
+def _padding_values(message: pb.Padding) -> dict[str, PaddingNumber]:
+    values: dict[str, PaddingNumber] = {}
+    for item in message.values:
+        value = _constant_from_proto(item.value)
+        if value is None or isinstance(value, str) or item.input in values:
+            raise CorruptProgramError(
+                f"the padding of input '{item.input}' is given twice or is not a number"
+            )
+        values[item.input] = value
+    return values
 
 
 def _require_unique(what: str, names: Sequence[str]) -> None:

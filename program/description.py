@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -85,6 +86,9 @@ def _method_lines(contract: Contract, *, sources: bool) -> Iterator[str]:
         yield from (_INDENT + line if line else "" for line in _section(title, rows, gap=False))
     batch = _batch_symbol(contract)
     yield f"{_INDENT}batch symbol: {batch or '(none)'}"
+    if contract.batching is not None:
+        yield f"{_INDENT}batching: {contract.batching}"
+        yield f"{_INDENT}batching was tried with {contract.batching.evidence}"
     if contract.contiguous:
         yield f"{_INDENT}tensors must be contiguous"
     for note in contract.notes:
@@ -115,6 +119,7 @@ def _method(contract: Contract, *, sources: bool) -> dict[str, Any]:
             for item in contract.relations
         ],
         "batch_symbol": _batch_symbol(contract),
+        "batching": None if contract.batching is None else dataclasses.asdict(contract.batching),
         "contiguous": contract.contiguous,
         "notes": list(contract.notes),
     }

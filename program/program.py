@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from slipway.program.batching import Batching
 from slipway.program.cases import Case, read_cases, write_cases
 from slipway.program.container import Container, read_container, write_container
 from slipway.program.contract import DEFAULT_METHOD, Contract, PythonValue
@@ -76,6 +77,11 @@ class Method:
                 raise CorruptProgramError(
                     f"input {place} of method '{contract.method}' is neither a weight nor a tensor"
                 )
+
+    @property
+    def batching(self) -> Batching | None:
+        """Returns how calls of the method can be joined into one; None where they cannot."""
+        return self.contract.batching
 
     @property
     def graph_module(self) -> torch.fx.GraphModule:
