@@ -9,6 +9,8 @@
         ├── UnsupportedError        UNIMPLEMENTED       a part of the protocol that is not served
         ├── UnavailableError        UNAVAILABLE         loading or draining: try again, or elsewhere
         ├── ResourceExhaustedError  RESOURCE_EXHAUSTED  too large for the device or the protocol
+        │   └── OverloadedError     RESOURCE_EXHAUSTED  more work than can be done: try again later
+        ├── DeadlineError           DEADLINE_EXCEEDED   its turn did not come in time
         ├── CancelledError          CANCELLED           the client has gone
         └── InternalError           INTERNAL            the model or the server failed
             └── DeviceError         INTERNAL            the device failed, and this process with it
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import ClassVar
 
 import grpc
@@ -33,11 +36,13 @@ from slipway.program.errors import SlipwayError
 __all__ = [
     "CancelledError",
     "ContractError",
+    "DeadlineError",
     "DeviceError",
     "FieldViolation",
     "InternalError",
     "InvalidRequestError",
     "NotFoundError",
+    "OverloadedError",
     "ResourceExhaustedError",
     "ServingError",
     "StartupError",
@@ -100,6 +105,11 @@ class ServingError(SlipwayError):
         super().__init__(message)
         self.violations = tuple(violations)
 
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Returns what is sent beside the status."""
+        return ()
+
 
 class InvalidRequestError(ServingError):
     """The caller must change the request."""
@@ -149,6 +159,30 @@ class ResourceExhaustedError(ServingError):
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+class OverloadedError(ResourceExhaustedError):
+    """There is more work than the server can do, and this request was not taken on.
+
+    Attributes:
+      retry_after: when to try again, in seconds from now.
+    """
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        # What gRPC clients that retry by themselves go by
+        # (https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback).
+        return (("grpc-retry-pushback-ms", str(max(1, round(self.retry_after * 1000)))),)
+
+
+class DeadlineError(ServingError):
+    """The request's time was over before its turn came; it was not run."""
+
+    status = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 class CancelledError(ServingError):
     """The client has gone, and nobody reads the answer."""
 
@@ -171,7 +205,11 @@ def quoted(name: str) -> str:
 
 
 def status_message(error: ServingError) -> status_pb2.Status:
-    """Returns `error` as a `google.rpc.Status`, with `BadRequest` details if it has violations."""
+    """Returns `error` as a `google.rpc.Status`.
+
+    It has `BadRequest` details if the error has violations, and `RetryInfo` if it says when to try
+    again.
+    """
     text = _cut(str(error), _MESSAGE_LIMIT)
     status = status_pb2.Status(code=error.status.value[0], message=text)
     bad_request = error_details_pb2.BadRequest()
@@ -189,6 +227,12 @@ def status_message(error: ServingError) -> status_pb2.Status:
     if bad_request.field_violations:
         details = any_pb2.Any()
         details.Pack(bad_request)
+        status.details.append(details)
+    if isinstance(error, OverloadedError):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromTimedelta(timedelta(seconds=error.retry_after))
+        details = any_pb2.Any()
+        details.Pack(retry)
         status.details.append(details)
     return status
 

@@ -1,144 +1,134 @@
-"""ModelInfer: from a request to a response."""
+"""Requests to models, from their bytes to whoever runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-import torch
+from slipway.serving.errors import InternalError, ServingError, UnavailableError
+from slipway.serving.plan import InferenceRequest
+from slipway.serving.repository import Repository
+from slipway.serving.request_queue import PendingRequest, Reply
+from slipway.serving.request_reader import RequestReader
+from slipway.serving.scheduler import Scheduler
+from slipway.serving.transport import WireCall
 
-from slipway.program import ContractViolation
-from slipway.proto import open_inference_pb2 as protocol
-from slipway.serving.errors import (
-    CancelledError,
-    ContractError,
-    FieldViolation,
-    InternalError,
-    InvalidRequestError,
-    ResourceExhaustedError,
-    UnsupportedError,
-    quoted,
-)
-from slipway.serving.repository import Model
-from slipway.serving.tensors import decode_inputs, encode_tensor, read_headers
+__all__ = ["InferenceFrontend"]
 
-__all__ = ["MAX_MESSAGE_SIZE", "infer"]
+_LOGGER = logging.getLogger(__name__)
 
-MAX_MESSAGE_SIZE = 2**31 - 1
-"""Bytes of a message, at most: protobuf's limit."""
+_LARGE = 2**20
+"""Bytes of a message from which on reading it is not left to the thread that receives."""
 
-_DIGEST_REQUESTED = "slipway_return_program_digest"
-_DIGEST = "slipway_program_digest"
+_READ_AGAIN = 1.0
+"""A moment in the past, in seconds since 1970."""
 
 
-def infer(
-    model: Model, request: protocol.ModelInferRequest, is_wanted: Callable[[], bool]
-) -> protocol.ModelInferResponse:
-    """Returns the response of `model` to `request`.
+class InferenceFrontend:
+    """Takes requests, and hands those that satisfy their model's contract to its scheduler.
 
-    Args:
-      model: what runs.
-      request: named the model, and may have come from anyone.
-      is_wanted: whether the client still waits.
-
-    Raises:
-      ServingError: the request gets no result, and why.
+    Attributes:
+      is_open: whether models are loaded; requests that come before are answered UNAVAILABLE.
     """
-    headers = read_headers(model.subject, request)
-    outputs = _requested_outputs(model, request)
-    wants_digest = _wants_digest(model, request)
-    try:
-        model.contract.check({name: header.signature for name, header in headers.items()})
-    except ContractViolation as error:
-        raise ContractError.from_violation(model.subject, error) from None
-    if not is_wanted():
-        raise CancelledError(f"{model.subject}: the client has gone")
-    tensors = decode_inputs(model.subject, request, headers, model.contract.tensor_inputs)
-    results = model.instance.run(tensors, is_wanted)
-    response = _respond(model, outputs, results)
-    response.id = request.id
-    if wants_digest:
-        response.parameters[_DIGEST].string_param = model.digest
-    return response
+
+    def __init__(self, repository: Repository) -> None:
+        self.is_open = False
+        self._repository = repository
+        self._local = threading.local()
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="large requests")
+        # What has requests that the receiving thread has not seen to yet.
+        self._awaiting: set[Scheduler] = set()
+        self._generation = -1
+        self._schedulers: list[Scheduler] = []
+
+    def on_request(self, call: WireCall, message: bytes) -> None:
+        """Takes a call of ModelInfer, in the thread that receives.
+
+        Raises:
+          ServingError: the request gets no result.
+        """
+        if len(message) > _LARGE:
+            self._large.submit(self._take_large, call, message)
+            return
+        self._awaiting.add(self._take_call(call, message))
+
+    def on_idle(self, all_received: bool) -> float | None:
+        """Runs what has been taken, in the thread that receives.
+
+        Returns when it wants to be called again, in seconds since 1970, or None.
+        """
+        for scheduler in list(self._awaiting):
+            if not scheduler.run_pending():
+                self._awaiting.discard(scheduler)
+        if self._generation != self._repository.generation:
+            self._generation = self._repository.generation
+            self._schedulers = [model.scheduler for model in self._repository.models]
+        upcoming = min((scheduler.expire() for scheduler in self._schedulers), default=math.inf)
+        if self._awaiting:
+            return _READ_AGAIN
+        return None if upcoming == math.inf else time.time() + upcoming - time.monotonic()
+
+    def take(self, message: bytes, reply: Reply, deadline: float) -> None:
+        """Takes a request, in any thread but the one that receives.
+
+        Args:
+          message: a serialised ModelInferRequest.
+          reply: where the answer goes.
+          deadline: when the client gives up, in seconds since 1970; infinite if never.
+
+        Raises:
+          ServingError: the request gets no result.
+        """
+        scheduler, _ = self._take(message, reply, deadline)
+        _run(scheduler)
+
+    def close(self) -> None:
+        """Ends the threads; no request may be under way."""
+        self._large.shutdown()
+
+    def _take_call(self, call: WireCall, message: bytes) -> Scheduler:
+        scheduler, pending = self._take(message, call, call.deadline)
+        call.on_cancel = partial(scheduler.cancel, pending)
+        if call.cancelled:  # before there was anyone to tell
+            scheduler.cancel(pending)
+        return scheduler
+
+    def _take(
+        self, message: bytes, reply: Reply, deadline: float
+    ) -> tuple[Scheduler, PendingRequest]:
+        if not self.is_open:
+            raise UnavailableError("the server is loading its models: try again")
+        arrived = time.monotonic()
+        reader = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._local.reader = RequestReader(self._repository)
+        request: InferenceRequest = reader.read(message)
+        plan = request.plan
+        expires = math.inf
+        if deadline < math.inf:
+            expires = arrived + deadline - time.time()
+        if plan.timeout:
+            expires = min(expires, arrived + plan.timeout)
+        pending = PendingRequest(request, reply, arrived, expires)
+        scheduler = plan.model.scheduler
+        scheduler.submit(pending)
+        return scheduler, pending
+
+    def _take_large(self, call: WireCall, message: bytes) -> None:
+        try:
+            _run(self._take_call(call, message))
+        except ServingError as error:
+            _LOGGER.info("ModelInfer: %s: %s", error.status.name, error)
+            call.fail(error)
+        except Exception:
+            _LOGGER.exception("ModelInfer failed")
+            call.fail(InternalError("ModelInfer failed; the server's log has the cause"))
 
 
-def _requested_outputs(model: Model, request: protocol.ModelInferRequest) -> list[int]:
-    """Returns the indices of the outputs to answer with, in the order to answer them in."""
-    names = [output.name for output in model.signature.outputs]
-    if not request.outputs:
-        return list(range(len(names)))
-    chosen: list[int] = []
-    problems: list[FieldViolation] = []
-    for item in request.outputs:
-        where = f"outputs[{item.name}]"
-        if "classification" in item.parameters:
-            raise UnsupportedError(
-                f"classification is not supported: output {quoted(item.name)} of {model.subject} "
-                "is returned as it is"
-            )
-        if any(parameter.startswith("shared_memory_") for parameter in item.parameters):
-            raise UnsupportedError(
-                f"Client shared memory is disabled: output {quoted(item.name)} of {model.subject} "
-                "can only be returned in the response"
-            )
-        if item.name not in names:
-            problem = (
-                f"unexpected inference output {quoted(item.name)}; "
-                f"the outputs are {', '.join(map(repr, names))}"
-            )
-            problems.append(FieldViolation(where, problem, "UNKNOWN_OUTPUT"))
-        elif names.index(item.name) in chosen:
-            problem = f"output {quoted(item.name)} already exists in request"
-            problems.append(FieldViolation(where, problem, "DUPLICATE_OUTPUT"))
-        else:
-            chosen.append(names.index(item.name))
-    if problems:
-        raise InvalidRequestError.of(model.subject, problems)
-    return chosen
-
-
-def _wants_digest(model: Model, request: protocol.ModelInferRequest) -> bool:
-    problems = []
-    for name in request.parameters:
-        if not name.startswith("slipway_"):
-            continue  # options of other servers are hints, and the protocol lets them be ignored
-        if name != _DIGEST_REQUESTED:
-            problem = (
-                f"unknown parameter {quoted(name)}; of those that start with slipway_ there is "
-                f"only {_DIGEST_REQUESTED}"
-            )
-        elif request.parameters[name].WhichOneof("parameter_choice") != "bool_param":
-            problem = f"invalid value type for {quoted(name)} parameter, expected bool_param"
-        else:
-            continue
-        problems.append(FieldViolation(f"parameters[{name}]", problem, "PARAMETER"))
-    if problems:
-        raise InvalidRequestError.of(model.subject, problems)
-    # Indexing a map of messages would add the key.
-    return _DIGEST_REQUESTED in request.parameters and (
-        request.parameters[_DIGEST_REQUESTED].bool_param
-    )
-
-
-def _respond(
-    model: Model, outputs: list[int], results: list[torch.Tensor]
-) -> protocol.ModelInferResponse:
-    response = protocol.ModelInferResponse(model_name=model.name, model_version=str(model.version))
-    if len(results) != len(model.signature.outputs):
-        raise InternalError(
-            f"{model.subject} gave {len(results)} outputs instead of {len(model.signature.outputs)}"
-        )
-    size = sum(results[index].nbytes for index in outputs)
-    # A mebibyte is more than names, shapes and lengths take.
-    if size + 2**20 > MAX_MESSAGE_SIZE:
-        raise ResourceExhaustedError(
-            f"{model.subject}: Response has byte size {size} which exceeds gRPC's byte size limit "
-            f"{MAX_MESSAGE_SIZE}; send a smaller batch or ask for fewer outputs"
-        )
-    for index in outputs:
-        signature, tensor = model.signature.outputs[index], results[index]
-        response.outputs.add(
-            name=signature.name, datatype=signature.datatype.name, shape=tensor.shape
-        )
-        # Always raw, one entry for each output: clients index these without looking.
-        response.raw_output_contents.append(encode_tensor(tensor))
-    return response
+def _run(scheduler: Scheduler) -> None:
+    while scheduler.run_pending():
+        pass

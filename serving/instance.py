@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from slipway.program import DataViolation, Method
 from slipway.serving.errors import (
-    CancelledError,
     DeviceError,
     InternalError,
     InvalidRequestError,
@@ -30,7 +28,7 @@ _LOOKUP = re.compile(
 
 
 class Instance:
-    """Runs one method of a program, one call at a time.
+    """Runs one method of a program on one device.
 
     Attributes:
       subject: the model and version, for messages.
@@ -41,36 +39,28 @@ class Instance:
         self.subject = subject
         self.device = device
         self._method = method
-        self._lock = threading.Lock()
 
-    def run(
-        self, tensors: Sequence[torch.Tensor], is_wanted: Callable[[], bool] = lambda: True
-    ) -> list[torch.Tensor]:
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Returns the method's tensor outputs for `tensors`, on the host.
 
         Args:
           tensors: the tensor inputs in the contract's order, on the host, found legal by the
             contract.
-          is_wanted: asked when the call's turn has come; a call that nobody waits for is not run.
 
         Raises:
-          CancelledError: `is_wanted` said no.
           InvalidRequestError: the model cannot take these values.
           ResourceExhaustedError: the device's memory does not suffice.
           DeviceError: the device failed, and will fail from now on.
           InternalError: the model failed.
         """
-        with self._lock:
-            if not is_wanted():
-                raise CancelledError(f"{self.subject}: the client has gone")
-            try:
-                with torch.inference_mode():
-                    placed = [tensor.to(self.device) for tensor in tensors]
-                    return [tensor.to("cpu") for tensor in self._method.run(placed)]
-            except DataViolation as error:
-                raise InvalidRequestError(f"{self.subject} refused the request: {error}") from error
-            except (MemoryError, RuntimeError, IndexError, ValueError) as error:
-                raise self._translated(error) from error
+        try:
+            with torch.inference_mode():
+                placed = [tensor.to(self.device) for tensor in tensors]
+                return [tensor.to("cpu") for tensor in self._method.run(placed)]
+        except DataViolation as error:
+            raise InvalidRequestError(f"{self.subject} refused the request: {error}") from error
+        except (MemoryError, RuntimeError, IndexError, ValueError) as error:
+            raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> ServingError:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(

@@ -42,9 +42,13 @@ def _serve(options: argparse.Namespace) -> int:
     failed = threading.Event()
 
     # These import torch, which takes longer than to refuse a wrong flag.
+    import torch
+
     from slipway.program.custom_ops import CustomOpsError, load_custom_ops
     from slipway.serving.devices import resolve_device
+    from slipway.serving.model import Environment
     from slipway.serving.repository import Repository
+    from slipway.serving.scheduler import MemoryBudget, SchedulingOptions
     from slipway.serving.server import InferenceServer
 
     def on_device_failure() -> None:
@@ -56,10 +60,23 @@ def _serve(options: argparse.Namespace) -> int:
         custom_ops = load_custom_ops(options.custom_ops)
     except CustomOpsError as error:
         raise StartupError(str(error), exit_code=2) from error
-    repository = Repository(_absolute(options.repository), options.verify)
-    server = InferenceServer(
-        repository, workers=options.workers, on_device_failure=on_device_failure
+    torch.set_num_threads(options.threads or max(1, _processors() // options.instances))
+    repository = Repository(
+        _absolute(options.repository),
+        options.verify,
+        Environment(
+            SchedulingOptions(
+                instances=options.instances,
+                max_batch_size=options.max_batch_size,
+                batch_delay=options.batch_delay_ms / 1000,
+                max_queue_requests=options.max_queue_requests,
+                max_queue_bytes=options.max_queue_bytes,
+            ),
+            MemoryBudget(options.max_request_bytes),
+            on_device_failure,
+        ),
     )
+    server = InferenceServer(repository)
     address = server.start(options.host, options.port)
     count = server.load(device, stop.is_set, custom_ops)
     if count:
@@ -136,12 +153,56 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="what of the weights is compared with what was written: all bytes, or, of very large "
         "weights, their sizes (default: %(default)s)",
     )
-    parser.add_argument(
-        "--workers",
-        default=8,
-        type=_workers,
+    scheduling = parser.add_argument_group("how requests are run, for each model")
+    scheduling.add_argument(
+        "--instances",
+        default=1,
+        type=_positive,
         metavar="N",
-        help="threads that decode and encode requests (default: %(default)s)",
+        help="batches that run at the same time; they share the weights (default: %(default)s)",
+    )
+    scheduling.add_argument(
+        "--threads",
+        default=0,
+        type=_count,
+        metavar="N",
+        help="processor threads of an instance (default: the processors, divided by --instances)",
+    )
+    scheduling.add_argument(
+        "--max-batch-size",
+        default=64,
+        type=_positive,
+        metavar="ROWS",
+        help="rows of a batch of several requests, at most (default: %(default)s)",
+    )
+    scheduling.add_argument(
+        "--batch-delay-ms",
+        default=0.0,
+        type=_milliseconds,
+        metavar="MS",
+        help="how long a request may wait for others after a batch; it never does while an instance "
+        "is idle (default: %(default)g)",
+    )
+    scheduling.add_argument(
+        "--max-queue-requests",
+        default=1024,
+        type=_positive,
+        metavar="N",
+        help="requests that wait, at most; more are refused at once (default: %(default)s)",
+    )
+    scheduling.add_argument(
+        "--max-queue-bytes",
+        default=2**30,
+        type=_positive,
+        metavar="BYTES",
+        help="what they hold, at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-request-bytes",
+        default=2**32,
+        type=_positive,
+        metavar="BYTES",
+        help="what all requests in the server hold, at most (default: %(default)s)",
     )
     parser.add_argument(
         "--grace-seconds",
@@ -168,8 +229,24 @@ def _port(text: str) -> int:
     return _bounded(text, int(text), 0, 65535)
 
 
-def _workers(text: str) -> int:
-    return _bounded(text, int(text), 1, 1024)
+def _positive(text: str) -> int:
+    return _bounded(text, int(text), 1, 2**40)
+
+
+def _count(text: str) -> int:
+    return _bounded(text, int(text), 0, 1024)
+
+
+def _milliseconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 60_000:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0..60000")
+    return value
+
+
+def _processors() -> int:
+    # Those that this process may use, which a container may have bounded.
+    return len(os.sched_getaffinity(0))
 
 
 def _bounded(text: str, value: int, minimum: int, maximum: int) -> int:

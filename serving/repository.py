@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from slipway.program import DEFAULT_METHOD, Contract, Program, ProgramError, load, verify
+from slipway.program import ProgramError, load, verify
 from slipway.program.shards import Verification
 from slipway.serving.errors import (
     InvalidRequestError,
@@ -31,10 +31,10 @@ from slipway.serving.errors import (
     UnavailableError,
     quoted,
 )
-from slipway.serving.instance import Instance
-from slipway.serving.signature import Signature, SignatureError
+from slipway.serving.model import Environment, Model, models_of
+from slipway.serving.signature import SignatureError
 
-__all__ = ["Model", "Repository", "State", "VersionStatus"]
+__all__ = ["Repository", "State", "VersionStatus"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -51,32 +51,6 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """A version of a model that takes requests.
-
-    Attributes:
-      name: the model's name.
-      version: from 1.
-      digest: the program's identity, as hexadecimal digits.
-      contract: of the method that is served.
-      signature: what clients are told of it.
-      instance: what runs it.
-    """
-
-    name: str
-    version: int
-    digest: str
-    contract: Contract
-    signature: Signature
-    instance: Instance
-
-    @property
-    def subject(self) -> str:
-        """Returns what messages call it."""
-        return self.instance.subject
-
-
-@dataclass(frozen=True, slots=True)
 class VersionStatus:
     """A line of the repository's index; `version` is 0 for a model that has no version at all."""
 
@@ -89,18 +63,26 @@ class VersionStatus:
 class Repository:
     """The models of one directory, loaded once."""
 
-    def __init__(self, directory: Path, verification: Verification = "full") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        verification: Verification = "full",
+        environment: Environment = Environment(),  # noqa: B008  (it is immutable)
+    ) -> None:
         """Finds the models and versions below `directory`; `load` loads them.
 
         Args:
           directory: has `MODEL/VERSION/program.pb` below it.
           verification: what of the weights is compared with what was written.
+          environment: what the models run in.
 
         Raises:
           StartupError: it is no directory that can be read, or has no model.
         """
         self._directory = directory
         self._verification = verification
+        self._environment = environment
+        self._generation = 0
         self._lock = threading.Lock()
         self._statuses: dict[tuple[str, int], VersionStatus] = {}
         self._models: dict[str, dict[int, Model]] = {}
@@ -112,6 +94,17 @@ class Repository:
     def names(self) -> list[str]:
         """Returns the models' names, sorted, whether they are ready or not."""
         return sorted(self._models)
+
+    @property
+    def generation(self) -> int:
+        """Returns a number that is another one once `find` may answer otherwise."""
+        return self._generation
+
+    @property
+    def models(self) -> list[Model]:
+        """Returns every version that takes requests."""
+        with self._lock:
+            return [model for versions in self._models.values() for model in versions.values()]
 
     @property
     def ready_count(self) -> int:
@@ -141,7 +134,7 @@ class Repository:
             try:
                 program = load(path, device, custom_ops=custom_ops, verify=self._verification)
                 verify(program)
-                models = _models_of(program, name, version, device)
+                models = models_of(program, name, version, device, self._environment)
                 self._require_free_names(name, models)
             except (ProgramError, SignatureError) as error:
                 # A path of the server's is nobody's business who can reach its port.
@@ -154,6 +147,7 @@ class Repository:
                 self._statuses[name, version] = VersionStatus(name, version, state, reason)
                 for model in models:
                     self._models.setdefault(model.name, {})[version] = model
+                self._generation += 1
             if not models:
                 _LOGGER.error("model '%s' version %d is unavailable: %s", name, version, reason)
             else:
@@ -207,6 +201,11 @@ class Repository:
             "RepositoryIndex and the server's log have the reason"
         )
 
+    def close(self) -> None:
+        """Waits until every request is answered, and ends the models' threads."""
+        for model in self.models:
+            model.scheduler.close()
+
     def ready_versions(self, name: str) -> list[int]:
         """Returns the versions of `name` that take requests, ascending."""
         with self._lock:
@@ -255,20 +254,6 @@ def _scan(directory: Path) -> Iterator[VersionStatus]:
 
 def _is_listed(entry: os.DirEntry[str]) -> bool:
     return not entry.name.startswith(".") and entry.is_dir()
-
-
-def _models_of(program: Program, name: str, version: int, device: torch.device) -> list[Model]:
-    """Returns what a program is served as: its method `forward`, or its only one, by the model's
-    name, and the others as MODEL.METHOD. They share the weights."""
-    models = []
-    for method_name, method in program.methods.items():
-        plain = method_name == DEFAULT_METHOD or len(program.methods) == 1
-        own_name = name if plain else f"{name}.{method_name}"
-        instance = Instance(f"model '{own_name}' version {version}", method, device)
-        signature = Signature.of(method.contract)
-        digest = program.digest or ""
-        models.append(Model(own_name, version, digest, method.contract, signature, instance))
-    return models
 
 
 def _parse_version(text: str) -> int | None:

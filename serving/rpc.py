@@ -33,29 +33,36 @@ Implementation = Callable[[Any, grpc.ServicerContext], Message]
 """Takes a method's request and gives its response, or raises ServingError."""
 
 
+StreamImplementation = Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]
+"""Takes serialised requests and yields serialised responses, or raises ServingError."""
+
+
 def generic_handler(
     service: ServiceDescriptor,
     implementations: Mapping[str, Implementation],
-    pools: Mapping[str, ThreadPoolExecutor],
+    streams: Mapping[str, tuple[StreamImplementation, ThreadPoolExecutor]],
 ) -> grpc.GenericRpcHandler:
     """Returns what answers every method of `service`.
 
     Args:
       service: from whichever descriptor pool.
       implementations: by the method's name; the others answer UNIMPLEMENTED.
-      pools: methods that have threads of their own, so that no other method waits behind them.
+      streams: of the methods that are streams, with threads of their own, so that no other method
+        waits behind them.
     """
-    handlers = {}
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
-        implementation = implementations.get(method.name)
-        if implementation is None:
-            handlers[method.name] = _unimplemented(method)
-        else:
-            behavior = _behavior(method, implementation)
-            if method.name in pools:
-                # An attribute that grpc looks for; without it the server's own threads are used.
-                behavior.experimental_thread_pool = pools[method.name]  # type: ignore[attr-defined]
+        if method.name in streams:
+            implementation, pool = streams[method.name]
+            stream_behavior = _stream_behavior(method, implementation)
+            # An attribute that grpc looks for; without it the server's own threads are used.
+            stream_behavior.experimental_thread_pool = pool  # type: ignore[attr-defined]
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(stream_behavior)
+        elif method.name in implementations:
+            behavior = _behavior(method, implementations[method.name])
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(behavior)
+        else:
+            handlers[method.name] = _unimplemented(method)
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
@@ -81,6 +88,19 @@ def _behavior(
             failure = InternalError(f"{method.name} failed; the server's log has the cause")
             _LOGGER.exception("%s failed", method.name)
         _abort(context, failure)
+
+    return behavior
+
+
+def _stream_behavior(
+    method: MethodDescriptor, implementation: StreamImplementation
+) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
+    def behavior(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        try:
+            yield from implementation(messages, context)
+        except ServingError as error:
+            _LOGGER.info("%s: %s: %s", method.name, error.status.name, error)
+            _abort(context, error)
 
     return behavior
 

@@ -18,15 +18,18 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.errors import StartupError
 from slipway.serving.health import Health
-from slipway.serving.inference import MAX_MESSAGE_SIZE
+from slipway.serving.inference import InferenceFrontend
+from slipway.serving.plan import MAX_MESSAGE_SIZE
 from slipway.serving.repository import Repository
 from slipway.serving.rpc import generic_handler
 from slipway.serving.service import InferenceService, Phase
+from slipway.serving.streaming import MAX_STREAMS, InferenceStreams
+from slipway.serving.transport import InferenceTransport
 
 __all__ = ["InferenceServer"]
 
 _CONTROL_THREADS = 4
-"""Threads for everything but ModelInfer: health and metadata never wait behind inference."""
+"""Threads for everything but inference: health and metadata never wait behind it."""
 
 _SERVICE = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
@@ -38,22 +41,17 @@ class InferenceServer:
     and makes it ready; `drain` stops it.
     """
 
-    def __init__(
-        self, repository: Repository, *, workers: int, on_device_failure: Callable[[], None]
-    ) -> None:
-        """Makes a server that does not listen yet.
-
-        Args:
-          repository: the models to serve.
-          workers: threads for ModelInfer; this many requests are decoded and encoded at a time.
-          on_device_failure: called, from a worker, when a device fails for good.
-        """
+    def __init__(self, repository: Repository) -> None:
+        """Makes a server of the models of `repository` that does not listen yet."""
         self._repository = repository
         self._health = Health()
         for name in repository.names:
             self._health.report(name, False)
-        self._service = InferenceService(repository, on_device_failure)
-        self._inference_pool = ThreadPoolExecutor(workers, thread_name_prefix="infer")
+        self._service = InferenceService(repository)
+        self._frontend = InferenceFrontend(repository)
+        # One more than there may be, for the stream that is refused.
+        self._stream_pool = ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
+        self._streams = InferenceStreams(self._frontend)
         self._server = grpc.server(
             ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control"),
             options=[
@@ -68,12 +66,18 @@ class InferenceServer:
                 generic_handler(
                     _SERVICE,
                     self._service.implementations,
-                    {"ModelInfer": self._inference_pool},
+                    {"ModelStreamInfer": (self._streams.serve, self._stream_pool)},
                 )
             ]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _add_reflection(self._server)
+        self._transport = InferenceTransport(
+            self._server,
+            f"/{_SERVICE.full_name}/ModelInfer",
+            self._frontend.on_request,
+            self._frontend.on_idle,
+        )
 
     def start(self, host: str, port: int) -> str:
         """Listens, and returns the address as HOST:PORT.
@@ -92,7 +96,7 @@ class InferenceServer:
             raise StartupError(
                 f"cannot listen on {bracketed}:{port}: {_why_not(host, port)}", exit_code=1
             ) from error
-        self._server.start()
+        self._transport.start()
         return f"{bracketed}:{bound}"
 
     def load(
@@ -110,6 +114,7 @@ class InferenceServer:
         """
         self._repository.load(device, is_stopping, custom_ops)
         self._service.phase = Phase.SERVING
+        self._frontend.is_open = True
         for name in self._repository.names:
             self._health.report(name, bool(self._repository.ready_versions(name)))
         self._health.report("", self._service.is_ready())
@@ -122,13 +127,19 @@ class InferenceServer:
         """
         self._service.phase = Phase.DRAINING
         self._health.close()
+        self._streams.close()
         deadline = time.monotonic() + grace
         self._server.stop(grace).wait()
         # A request that was cut off may still compute, and its thread would keep the process alive.
-        idle = threading.Thread(target=self._inference_pool.shutdown, daemon=True)
+        idle = threading.Thread(target=self._close, daemon=True)
         idle.start()
         idle.join(max(deadline - time.monotonic(), 0.1))
         return not idle.is_alive()
+
+    def _close(self) -> None:
+        self._frontend.close()
+        self._stream_pool.shutdown()
+        self._repository.close()
 
 
 def _add_reflection(server: grpc.Server) -> None:

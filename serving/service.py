@@ -1,22 +1,20 @@
-"""The methods of the Open Inference Protocol that this server has."""
+"""The methods of the Open Inference Protocol that this server has, except inference itself."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import grpc
 
 from slipway.program import VERSION
 from slipway.proto import open_inference_pb2 as protocol
-from slipway.serving.errors import DeviceError, UnavailableError
-from slipway.serving.inference import infer
 from slipway.serving.repository import Repository, State
 from slipway.serving.rpc import Implementation
 
 __all__ = ["InferenceService", "Phase"]
 
-_EXTENSIONS = ("binary_tensor_data", "model_configuration")
+_EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics")
 
 
 class Phase(enum.Enum):
@@ -28,22 +26,16 @@ class Phase(enum.Enum):
 
 
 class InferenceService:
-    """Answers requests about the models of a repository, and to them.
+    """Answers requests about the models of a repository.
 
     Attributes:
       phase: whoever runs the server sets it.
     """
 
-    def __init__(self, repository: Repository, on_device_failure: Callable[[], None]) -> None:
-        """Makes a service in the phase LOADING.
-
-        Args:
-          repository: the models.
-          on_device_failure: called when a device fails for good.
-        """
+    def __init__(self, repository: Repository) -> None:
+        """Makes a service of the models of `repository`, in the phase LOADING."""
         self.phase = Phase.LOADING
         self._repository = repository
-        self._on_device_failure = on_device_failure
 
     @property
     def implementations(self) -> Mapping[str, Implementation]:
@@ -55,7 +47,7 @@ class InferenceService:
             "ServerMetadata": self.server_metadata,
             "ModelMetadata": self.model_metadata,
             "ModelConfig": self.model_config,
-            "ModelInfer": self.model_infer,
+            "ModelStatistics": self.model_statistics,
             "RepositoryIndex": self.repository_index,
         }
 
@@ -99,21 +91,24 @@ class InferenceService:
         self, request: protocol.ModelConfigRequest, context: grpc.ServicerContext
     ) -> protocol.ModelConfigResponse:
         model = self._repository.find(request.name, request.version)
-        config = model.signature.config(model.name, model.instance.device, model.digest)
+        config = model.signature.config(model.name, model.device, model.digest)
         return protocol.ModelConfigResponse(config=config)
 
-    def model_infer(
-        self, request: protocol.ModelInferRequest, context: grpc.ServicerContext
-    ) -> protocol.ModelInferResponse:
-        # While draining, the transport refuses what is new; what comes here arrived before.
-        if self.phase is Phase.LOADING:
-            raise UnavailableError("the server is loading its models: try again")
-        model = self._repository.find(request.model_name, request.model_version)
-        try:
-            return infer(model, request, context.is_active)
-        except DeviceError:
-            self._on_device_failure()
-            raise
+    def model_statistics(
+        self, request: protocol.ModelStatisticsRequest, context: grpc.ServicerContext
+    ) -> protocol.ModelStatisticsResponse:
+        """Answers for one version, for all ready ones of a model, or for those of all models."""
+        names = [request.name] if request.name else self._repository.names
+        response = protocol.ModelStatisticsResponse()
+        for name in names:
+            versions = list(map(str, self._repository.ready_versions(name)))
+            if request.name and (request.version or not versions):
+                versions = [request.version]  # not found, perhaps, which `find` says
+            for version in versions:
+                model = self._repository.find(name, version)
+                statistics = model.statistics.to_proto(model.name, model.version)
+                response.model_stats.append(statistics)
+        return response
 
     def repository_index(
         self, request: protocol.RepositoryIndexRequest, context: grpc.ServicerContext

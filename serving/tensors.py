@@ -1,11 +1,11 @@
 """The wire codec: tensors as ModelInfer carries them, to torch and back.
 
-Decoding takes two steps, and the contract is checked between them:
+Decoding takes three steps, and the contract is checked after the first:
 
   1. `read_headers` takes names, datatypes and shapes: integers and text, no tensor.
-  2. `decode_inputs` makes tensors, once the shapes are known to be legal and each one's bytes are
-     known to be as many as its shape takes. So what a request can make the server allocate is
-     bounded by what it sent.
+  2. `check_contents` and `read_typed_contents` see that each tensor's bytes are as many as its
+     shape takes. So what a request can make the server allocate is bounded by what it sent.
+  3. `make_tensor` and `make_batch` make tensors, when the request's turn to run has come.
 
 Elements are little-endian and row-major, without padding, as they are in memory on every host that
 torch runs on.
@@ -14,8 +14,8 @@ torch runs on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -30,7 +30,15 @@ from slipway.serving.errors import (
     quoted,
 )
 
-__all__ = ["TensorHeader", "decode_inputs", "encode_tensor", "read_headers"]
+__all__ = [
+    "TensorHeader",
+    "check_contents",
+    "make_batch",
+    "make_tensor",
+    "read_headers",
+    "read_typed_contents",
+    "tensor_contents",
+]
 
 _MAX_SIZE = 2**63 - 1
 """What the sizes of a tensor's dimensions, and its bytes, must not exceed when multiplied."""
@@ -43,24 +51,24 @@ class TensorHeader:
     """What a request says of an input: everything but the elements.
 
     Attributes:
+      name: the input's name.
       position: the input's index in the request.
       datatype: of its elements.
       shape: the size of each dimension; none is negative.
+      count: the number of elements.
+      size: of the elements, in bytes.
     """
 
+    name: str
     position: int
     datatype: Datatype
     shape: tuple[int, ...]
+    count: int = field(init=False)
+    size: int = field(init=False)
 
-    @property
-    def count(self) -> int:
-        """Returns the number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Returns the size of the elements in bytes."""
-        return self.count * self.datatype.item_size
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "count", math.prod(self.shape))
+        object.__setattr__(self, "size", self.count * self.datatype.item_size)
 
     @property
     def signature(self) -> tuple[ScalarType, tuple[int, ...]]:
@@ -108,71 +116,114 @@ def read_headers(subject: str, request: protocol.ModelInferRequest) -> dict[str,
         if problem is not None:
             problems.append(FieldViolation(f"{where}.shape", problem, "SHAPE"))
         # An input with problems is kept too, so that its duplicate is found.
-        headers[item.name] = TensorHeader(position, datatype or DATATYPES["UINT8"], shape)
+        headers[item.name] = TensorHeader(
+            item.name, position, datatype or DATATYPES["UINT8"], shape
+        )
     if problems:
         raise InvalidRequestError.of(subject, problems)
     return headers
 
 
-def decode_inputs(
-    subject: str,
-    request: protocol.ModelInferRequest,
-    headers: dict[str, TensorHeader],
-    names: Iterable[str],
-) -> list[torch.Tensor]:
-    """Returns the inputs `names` of `request` as tensors on the host, in the order of `names`.
-
-    The tensors own their memory: a model that writes to its inputs changes nothing else.
+def check_contents(
+    subject: str, headers: Sequence[TensorHeader], contents: Sequence[memoryview]
+) -> None:
+    """Checks raw contents against the headers they belong to.
 
     Args:
       subject: the model and version, for messages.
-      request: the request.
-      headers: what `read_headers` gave for it, found legal by the contract.
-      names: inputs that are in `headers`.
+      headers: of inputs, found legal by the contract.
+      contents: the elements of each.
 
     Raises:
       InvalidRequestError: naming every input whose contents do not fit its header.
     """
     problems: list[FieldViolation] = []
-    entries = len(request.raw_input_contents)
-    if entries not in (0, len(request.inputs)):
-        problem = (
-            f"raw_input_contents has {entries} entries for {len(request.inputs)} inputs; "
-            "it must have one for each input, in the order of the inputs"
+    for header, content in zip(headers, contents, strict=True):
+        if content.nbytes != header.size:
+            problem = (
+                f"input byte size mismatch for input {quoted(header.name)}: "
+                f"{header} takes {header.size} bytes, got {content.nbytes}"
+            )
+        elif header.datatype.dtype is torch.bool and header.size:
+            octets = np.frombuffer(content, np.uint8)
+            if octets.max() <= 1:
+                continue
+            position = int(np.argmax(octets > 1))
+            problem = (
+                f"input {quoted(header.name)} has datatype BOOL, whose elements are the bytes 0 "
+                f"and 1; element {position} is {octets[position]}"
+            )
+        else:
+            continue
+        problems.append(
+            FieldViolation(f"raw_input_contents[{header.position}]", problem, "CONTENTS")
         )
-        violation = FieldViolation("raw_input_contents", problem, "RAW_CONTENTS")
-        raise InvalidRequestError.of(subject, [violation])
-    tensors: list[torch.Tensor] = []
-    for name in names:
-        header = headers[name]
-        item = request.inputs[header.position]
-        try:
-            if entries:
-                if item.HasField("contents"):
-                    raise _ContentsError(
-                        "contents field must not be specified when using raw_input_contents for "
-                        f"{quoted(name)}: send every input raw, or every input typed"
-                    )
-                raw = request.raw_input_contents[header.position]
-                tensors.append(_decode_raw(name, header, raw))
-            else:
-                tensors.append(_decode_typed(name, header, item))
-        except _ContentsError as error:
-            field = f"inputs[{name}].contents"
-            if entries and not item.HasField("contents"):
-                field = f"raw_input_contents[{header.position}]"
-            problems.append(FieldViolation(field, str(error), "CONTENTS"))
     if problems:
         raise InvalidRequestError.of(subject, problems)
-    return tensors
 
 
-def encode_tensor(tensor: torch.Tensor) -> bytes:
+def read_typed_contents(
+    subject: str, request: protocol.ModelInferRequest, headers: Sequence[TensorHeader]
+) -> list[memoryview]:
+    """Returns the elements of inputs that are sent as numbers rather than as bytes.
+
+    Args:
+      subject: the model and version, for messages.
+      request: has no raw contents.
+      headers: of its inputs, found legal by the contract.
+
+    Raises:
+      InvalidRequestError: naming every input whose contents do not fit its header.
+    """
+    contents: list[memoryview] = []
+    problems: list[FieldViolation] = []
+    for header in headers:
+        try:
+            contents.append(_typed_contents(header, request.inputs[header.position]))
+        except _ContentsError as error:
+            where = f"inputs[{header.name}].contents"
+            problems.append(FieldViolation(where, str(error), "CONTENTS"))
+    if problems:
+        raise InvalidRequestError.of(subject, problems)
+    return contents
+
+
+def make_tensor(header: TensorHeader, content: memoryview) -> torch.Tensor:
+    """Returns an input as a tensor on the host, which owns its memory.
+
+    Copied rather than aliased: a model may write to its inputs, and received bytes are not aligned.
+    """
+    return _tensor(bytearray(content), header.datatype, header.shape)
+
+
+def make_batch(
+    headers: Sequence[TensorHeader], contents: Sequence[memoryview], axis: int
+) -> torch.Tensor:
+    """Returns the same input of several requests as one tensor, concatenated along `axis`.
+
+    Args:
+      headers: of the input in each request; they differ at most in the size of `axis`.
+      contents: the elements of each.
+    """
+    if axis:
+        return torch.cat(list(map(make_tensor, headers, contents)), dim=axis)
+    first = headers[0]
+    rows = sum(header.shape[0] for header in headers)
+    return _tensor(bytearray().join(contents), first.datatype, (rows, *first.shape[1:]))
+
+
+def tensor_contents(tensor: torch.Tensor) -> memoryview:
     """Returns the elements of `tensor`, from whatever device and layout, as raw contents."""
     if not tensor.numel():
-        return b""  # the strides of an empty tensor may forbid what follows
+        return memoryview(b"")  # the strides of an empty tensor may forbid what follows
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+    return flat.view(torch.uint8).numpy().data
+
+
+def _tensor(memory: bytearray, datatype: Datatype, shape: tuple[int, ...]) -> torch.Tensor:
+    if not memory:
+        return torch.empty(shape, dtype=datatype.dtype)
+    return torch.frombuffer(memory, dtype=datatype.dtype).reshape(shape)
 
 
 class _ContentsError(Exception):
@@ -217,38 +268,18 @@ def _shape_text(shape: tuple[int, ...]) -> str:
     return str(list(shape))
 
 
-def _decode_raw(name: str, header: TensorHeader, raw: bytes) -> torch.Tensor:
-    if len(raw) != header.size:
-        raise _ContentsError(
-            f"input byte size mismatch for input {quoted(name)}: "
-            f"{header} takes {header.size} bytes, got {len(raw)}"
-        )
-    tensor = torch.empty(header.shape, dtype=header.datatype.dtype)
-    if not raw:
-        return tensor
-    # Copied rather than aliased: bytes must not be written to, and are not aligned for vectors.
-    octets = np.frombuffer(raw, np.uint8)
-    if header.datatype.dtype is torch.bool and octets.max() > 1:
-        position = int(np.argmax(octets > 1))
-        raise _ContentsError(
-            f"input {quoted(name)} has datatype BOOL, whose elements are the bytes 0 and 1; "
-            f"element {position} is {octets[position]}"
-        )
-    tensor.reshape(-1).view(torch.uint8).numpy()[:] = octets
-    return tensor
-
-
-def _decode_typed(
-    name: str, header: TensorHeader, item: protocol.ModelInferRequest.InferInputTensor
-) -> torch.Tensor:
+def _typed_contents(
+    header: TensorHeader, item: protocol.ModelInferRequest.InferInputTensor
+) -> memoryview:
+    name = header.name
     expected = header.datatype.contents_field
-    for field in _CONTENTS_FIELDS:
-        count = len(getattr(item.contents, field))
-        if count and field != expected:
+    for name_of_field in _CONTENTS_FIELDS:
+        count = len(getattr(item.contents, name_of_field))
+        if count and name_of_field != expected:
             where = "go only in raw_input_contents" if expected is None else f"go in {expected}"
             raise _ContentsError(
                 f"input {quoted(name)} has datatype {header.datatype.name}, whose elements "
-                f"{where}; {field} holds {count}"
+                f"{where}; {name_of_field} holds {count}"
             )
     if expected is None:
         if header.count:
@@ -256,7 +287,7 @@ def _decode_typed(
                 f"unable to find data for input tensor {quoted(name)}: elements of datatype "
                 f"{header.datatype.name} go only in raw_input_contents, which is empty"
             )
-        return torch.empty(header.shape, dtype=header.datatype.dtype)
+        return memoryview(b"")
     values = getattr(item.contents, expected)
     if len(values) != header.count:
         if not values:
@@ -268,7 +299,8 @@ def _decode_typed(
             f"input element count mismatch for input {quoted(name)}: "
             f"{header} takes {header.count} elements, {expected} holds {len(values)}"
         )
-    return torch.from_numpy(_narrowed(name, header, values)).reshape(header.shape)
+    # numpy cannot cast an array without elements to bytes.
+    return _narrowed(name, header, values).data.cast("B") if values else memoryview(b"")
 
 
 def _narrowed(name: str, header: TensorHeader, values: Iterable[float]) -> np.ndarray:

@@ -1,0 +1,181 @@
+"""Runs a batch of requests as one call of the model, and gives each caller its own rows."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+
+from slipway.program import Contract
+from slipway.serving.errors import DeviceError, InternalError, ResourceExhaustedError, ServingError
+from slipway.serving.instance import Instance
+from slipway.serving.request_queue import PendingRequest
+from slipway.serving.statistics import ModelStatistics, StageTimes
+from slipway.serving.tensors import make_batch, make_tensor, tensor_contents
+
+__all__ = ["BatchExecutor"]
+
+_LOGGER = logging.getLogger(__name__)
+
+_Results = tuple[list[tuple[int, ...]], list[memoryview]]
+"""The shape and the elements of each output for one request."""
+
+
+class BatchExecutor:
+    """Runs requests of one model. Every request that it is given is answered.
+
+    Attributes:
+      contract: of the method that it runs.
+      statistics: of the model.
+    """
+
+    def __init__(self, instance: Instance, contract: Contract, statistics: ModelStatistics) -> None:
+        self.contract = contract
+        self.statistics = statistics
+        self._instance = instance
+        self._batch_symbol = 0
+        self._input_axes: tuple[int, ...] = ()
+        self._output_axes: tuple[int, ...] = ()
+        if contract.batching is not None:
+            names = [symbol.name for symbol in contract.symbols]
+            self._batch_symbol = names.index(contract.batching.symbol)
+            self._input_axes = tuple(contract.batching.inputs.values())
+            self._output_axes = contract.batching.outputs
+
+    @property
+    def subject(self) -> str:
+        """Returns what messages call the model."""
+        return self._instance.subject
+
+    def execute(self, batch: Sequence[PendingRequest]) -> None:
+        """Runs requests that can share a batch, and answers each of them.
+
+        A batch that fails is run again one by one, so that a request with values that the model
+        cannot take fails alone.
+
+        Raises:
+          ResourceExhaustedError: there was no memory for them together; each was answered all the
+            same.
+          DeviceError: the device failed for good; they were answered with it.
+        """
+        times = StageTimes()
+        started = time.monotonic()
+        try:
+            results = self._run(batch, times)
+        except DeviceError as error:
+            for pending in batch:
+                self.fail(pending, error)
+            raise
+        except Exception as error:
+            failure = error
+        else:
+            waits = [started - pending.arrived for pending in batch]
+            for pending, (shapes, contents) in zip(batch, results, strict=True):
+                self._answer(pending, shapes, contents)
+            answered = time.monotonic()
+            times.output = answered - started - times.input - times.compute
+            totals = [answered - pending.arrived for pending in batch]
+            self.statistics.executed(sum(pending.rows for pending in batch), waits, totals, times)
+            return
+        if len(batch) > 1:
+            _LOGGER.info("%s: running %d requests one by one", self.subject, len(batch))
+            for pending in batch:
+                self.execute([pending])
+            if isinstance(failure, ResourceExhaustedError):
+                raise failure
+            return
+        if not isinstance(failure, ServingError):
+            _LOGGER.error("%s failed", self.subject, exc_info=failure)
+            failure = InternalError(f"{self.subject} failed; the server's log has the cause")
+        self.fail(batch[0], failure)
+
+    def fail(self, pending: PendingRequest, error: ServingError) -> None:
+        """Answers a request with an error."""
+        self.statistics.failed(time.monotonic() - pending.arrived)
+        pending.reply.fail(error)
+
+    def _answer(
+        self, pending: PendingRequest, shapes: list[tuple[int, ...]], contents: list[memoryview]
+    ) -> None:
+        request = pending.request
+        try:
+            message = request.plan.response(request.identifier, shapes, contents)
+        except ServingError as error:
+            self.fail(pending, error)
+        else:
+            pending.reply.respond(message)
+
+    def _run(self, batch: Sequence[PendingRequest], times: StageTimes) -> list[_Results]:
+        started = time.monotonic()
+        tensors = self._inputs(batch)
+        staged = time.monotonic()
+        outputs = self._instance.run(tensors)
+        times.input, times.compute = staged - started, time.monotonic() - staged
+        plan = batch[0].request.plan
+        binding = plan.binding
+        if len(batch) > 1:
+            binding = self.binding(batch[0], sum(pending.rows for pending in batch))
+        self._check(outputs, binding)
+        if len(batch) == 1:
+            shapes = [tuple(output.shape) for output in outputs]
+            return [(shapes, [tensor_contents(output) for output in outputs])]
+        return self._split(outputs, [pending.rows for pending in batch])
+
+    def _inputs(self, batch: Sequence[PendingRequest]) -> list[torch.Tensor]:
+        plan, contents = batch[0].request.plan, batch[0].request.contents
+        if len(batch) == 1:
+            return list(map(make_tensor, plan.inputs, contents))
+        return [
+            make_batch(
+                [pending.request.plan.inputs[index] for pending in batch],
+                [pending.request.contents[index] for pending in batch],
+                axis,
+            )
+            for index, axis in enumerate(self._input_axes)
+        ]
+
+    def binding(self, pending: PendingRequest, rows: int) -> tuple[int, ...]:
+        """Returns the values of the contract's symbols for a batch of `rows` like this request."""
+        binding = list(pending.request.plan.binding)
+        binding[self._batch_symbol] = rows
+        return tuple(binding)
+
+    def _check(self, outputs: Sequence[torch.Tensor], binding: tuple[int, ...]) -> None:
+        """Raises InternalError if the outputs are not what the contract promises."""
+        promised = list(self.contract.output_shapes(binding).values())
+        if len(outputs) != len(promised):
+            raise InternalError(
+                f"{self.subject} gave {len(outputs)} outputs instead of {len(promised)}"
+            )
+        for output, shape in zip(outputs, promised, strict=True):
+            if tuple(output.shape) != shape and not (
+                output.dim() == len(shape)
+                and all(
+                    size in (None, real) for size, real in zip(shape, output.shape, strict=True)
+                )
+            ):
+                raise InternalError(
+                    f"{self.subject} gave an output of shape {list(output.shape)} where its "
+                    f"contract promises {list(shape)}"
+                )
+
+    def _split(self, outputs: Sequence[torch.Tensor], rows: Sequence[int]) -> list[_Results]:
+        results: list[_Results] = [([], []) for _ in rows]
+        for output, axis in zip(outputs, self._output_axes, strict=True):
+            if axis:
+                parts = torch.split(output, list(rows), dim=axis)
+                for (shapes, contents), part in zip(results, parts, strict=True):
+                    shapes.append(tuple(part.shape))
+                    contents.append(tensor_contents(part))
+                continue
+            whole = tensor_contents(output)
+            row_shape = tuple(output.shape[1:])
+            row_size = whole.nbytes // output.shape[0]
+            start = 0
+            for (shapes, contents), count in zip(results, rows, strict=True):
+                shapes.append((count, *row_shape))
+                contents.append(whole[start : start + count * row_size])
+                start += count * row_size
+        return results

@@ -1,0 +1,143 @@
+"""Versions of models that take requests."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from slipway.program import DEFAULT_METHOD, Contract, Program
+from slipway.serving.batch_executor import BatchExecutor
+from slipway.serving.instance import Instance
+from slipway.serving.scheduler import MemoryBudget, Scheduler, SchedulingOptions
+from slipway.serving.signature import Signature
+from slipway.serving.statistics import ModelStatistics
+
+__all__ = ["Environment", "Model", "models_of"]
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What models run in.
+
+    Attributes:
+      options: how the requests of each model are run.
+      memory: for the requests of all models.
+      on_device_failure: called when a device fails for good.
+    """
+
+    options: SchedulingOptions = field(default_factory=SchedulingOptions)
+    memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(sys.maxsize))
+    on_device_failure: Callable[[], None] = _nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A version of a model that takes requests.
+
+    Attributes:
+      name: the model's name.
+      version: from 1.
+      digest: the program's identity, as hexadecimal digits.
+      contract: of the method that is served.
+      signature: what clients are told of it.
+      device: where it runs.
+      statistics: of its requests.
+      scheduler: what runs them.
+    """
+
+    name: str
+    version: int
+    digest: str
+    contract: Contract
+    signature: Signature
+    device: torch.device
+    statistics: ModelStatistics
+    scheduler: Scheduler
+
+    @property
+    def subject(self) -> str:
+        """Returns what messages call it."""
+        return _subject(self.name, self.version)
+
+    def batch_of(self, binding: tuple[int, ...]) -> tuple[int, tuple[int, ...] | None]:
+        """Returns how many rows a request has, and what others must equal it in to join it.
+
+        Args:
+          binding: the values of the contract's symbols for the request.
+
+        Returns:
+          The size of the batch dimension, and the values of the other symbols; None instead of
+          these if the request runs alone.
+        """
+        contract = self.contract
+        symbol = contract.batch_symbol
+        if contract.batching is None:
+            return 1 if symbol is None else binding[symbol], None
+        names = [item.name for item in contract.symbols]
+        symbol = names.index(contract.batching.symbol)
+        # No rows are a batch of their own: there is nothing to tell them from another's.
+        others = binding[:symbol] + binding[symbol + 1 :] if binding[symbol] else None
+        return binding[symbol], others
+
+
+def models_of(
+    program: Program, name: str, version: int, device: torch.device, environment: Environment
+) -> list[Model]:
+    """Returns what a program is served as.
+
+    That is its method `forward`, or its only one, by the model's name, and the others as
+    MODEL.METHOD. They share the weights.
+
+    Args:
+      program: as it was loaded.
+      name: of the model.
+      version: of the model.
+      device: where the program lies.
+      environment: what the models run in.
+
+    Raises:
+      SignatureError: the protocol cannot carry one of a method's tensors.
+    """
+    signatures = {
+        method_name: Signature.of(method.contract)
+        for method_name, method in program.methods.items()
+    }
+    options = environment.options
+    if program.state:
+        # Each call changes what the next one sees.
+        options = dataclasses.replace(options, instances=1)
+    models = []
+    for method_name, method in program.methods.items():
+        plain = method_name == DEFAULT_METHOD or len(program.methods) == 1
+        own_name = name if plain else f"{name}.{method_name}"
+        statistics = ModelStatistics()
+        executor = BatchExecutor(
+            Instance(_subject(own_name, version), method, device), method.contract, statistics
+        )
+        models.append(
+            Model(
+                name=own_name,
+                version=version,
+                digest=program.digest or "",
+                contract=method.contract,
+                signature=signatures[method_name],
+                device=device,
+                statistics=statistics,
+                scheduler=Scheduler(
+                    executor, options, environment.memory, environment.on_device_failure
+                ),
+            )
+        )
+    return models
+
+
+def _subject(name: str, version: int) -> str:
+    return f"model '{name}' version {version}"

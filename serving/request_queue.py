@@ -1,0 +1,156 @@
+"""The requests that wait for one model, and the batches that are made of them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from slipway.serving.errors import ServingError
+from slipway.serving.plan import InferenceRequest
+
+__all__ = ["PendingRequest", "Reply", "RequestQueue"]
+
+
+class Reply(Protocol):
+    """Where the answer to a request goes. Exactly one of the methods is called, once."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Returns whether the client has gone; then there is nobody to answer."""
+
+    def respond(self, message: bytes) -> None:
+        """Answers with a serialised ModelInferResponse."""
+
+    def fail(self, error: ServingError) -> None:
+        """Answers with a status."""
+
+
+@dataclass(slots=True, eq=False)
+class PendingRequest:
+    """A request that has been admitted and not been answered.
+
+    Attributes:
+      request: what was asked.
+      reply: where the answer goes.
+      arrived: when it came, by the monotonic clock, in seconds.
+      expires: when it is of no use any more, by the same clock; infinite if never.
+      removed: whether it has left the queue; kept by the queue.
+    """
+
+    request: InferenceRequest
+    reply: Reply
+    arrived: float
+    expires: float = math.inf
+    removed: bool = field(default=False, init=False)
+
+    @property
+    def rows(self) -> int:
+        """Returns the size of its batch dimension."""
+        return self.request.plan.rows
+
+
+class RequestQueue:
+    """Requests by urgency, and among equals by arrival. Whoever shares one guards it with a lock.
+
+    Attributes:
+      count: of the requests in it.
+      rows: of all of them.
+      size: bytes that they hold.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.rows = self.size = 0
+        # By priority and by what requests must agree in to share a batch. A request that leaves
+        # before its turn stays where it is, marked, until it comes to the front.
+        self._groups: dict[tuple[int, tuple[int, ...] | None], deque[PendingRequest]] = {}
+
+    def put(self, pending: PendingRequest) -> None:
+        plan = pending.request.plan
+        key = (plan.priority, plan.group)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = deque()
+        group.append(pending)
+        self._count(pending, 1)
+
+    def remove(self, pending: PendingRequest) -> bool:
+        """Takes a request out before its turn, and returns whether it was still there."""
+        if pending.removed:
+            return False
+        pending.removed = True
+        self._count(pending, -1)
+        return True
+
+    def next_batch(self, max_rows: int, is_legal: Callable[[PendingRequest, int], bool]) -> int:
+        """Returns how many rows the next batch would have now. Takes nothing."""
+        return sum(pending.rows for pending in self._batch(max_rows, is_legal))
+
+    def take(
+        self, max_rows: int, is_legal: Callable[[PendingRequest, int], bool]
+    ) -> list[PendingRequest]:
+        """Takes the most urgent request, with those that can run in one batch with it.
+
+        Args:
+          max_rows: of a batch of more than one request.
+          is_legal: whether the model takes a batch of so many rows of requests like this one.
+        """
+        batch = self._batch(max_rows, is_legal)
+        for pending in batch:
+            self.remove(pending)
+        return batch
+
+    def expired(self, now: float) -> list[PendingRequest]:
+        """Takes and returns the requests that have expired by `now`."""
+        found = [pending for pending in self if pending.expires <= now]
+        for pending in found:
+            self.remove(pending)
+        return found
+
+    def __iter__(self) -> Iterator[PendingRequest]:
+        for group in self._groups.values():
+            yield from (pending for pending in group if not pending.removed)
+
+    def _batch(
+        self, max_rows: int, is_legal: Callable[[PendingRequest, int], bool]
+    ) -> list[PendingRequest]:
+        group = self._first_group()
+        if group is None:
+            return []
+        first = group[0]
+        if first.request.plan.group is None:
+            return [first]
+        batch = [first]
+        rows, legal = first.rows, 1
+        for pending in group:
+            if pending is first or pending.removed:
+                continue
+            if rows + pending.rows > max_rows:
+                break
+            rows += pending.rows
+            batch.append(pending)
+            if is_legal(first, rows):
+                legal = len(batch)
+        return batch[:legal]
+
+    def _first_group(self) -> deque[PendingRequest] | None:
+        best: deque[PendingRequest] | None = None
+        best_rank = (math.inf, math.inf)
+        empty = []
+        for key, group in self._groups.items():
+            while group and group[0].removed:
+                group.popleft()
+            if not group:
+                empty.append(key)
+            elif (key[0], group[0].arrived) < best_rank:
+                best, best_rank = group, (key[0], group[0].arrived)
+        for key in empty:
+            del self._groups[key]
+        return best
+
+    def _count(self, pending: PendingRequest, sign: int) -> None:
+        self.count += sign
+        self.rows += sign * pending.rows
+        self.size += sign * pending.request.size

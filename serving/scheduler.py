@@ -1,0 +1,320 @@
+"""When requests run: admission, batches, and the threads that run them.
+
+A batch is made when an instance is free, of the requests that wait at that moment, so a batch grows
+for as long as the instances are busy, and nothing waits while one is idle. A model that takes less
+time than it takes to wake a thread is run by the thread that received the requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from slipway.serving.batch_executor import BatchExecutor
+from slipway.serving.errors import (
+    DeadlineError,
+    DeviceError,
+    OverloadedError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from slipway.serving.request_queue import PendingRequest, RequestQueue
+
+__all__ = ["MemoryBudget", "Scheduler", "SchedulingOptions"]
+
+_LOGGER = logging.getLogger(__name__)
+
+_INLINE_SECONDS = 2e-3
+"""A batch that takes less of a processor is run by the receiving thread: it costs time to wake
+another, and while both run they wait for the interpreter lock at every operator."""
+
+_INLINE_BUDGET_SECONDS = 5e-3
+"""How long the receiving thread runs batches before it looks at what has arrived."""
+
+_INLINE_AFTER = 8
+"""Batches that must have been measured before."""
+
+_SMOOTHING = 0.1
+"""The share of the newest measurement in a running mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingOptions:
+    """How the requests of each model are run.
+
+    Attributes:
+      instances: how many batches run at the same time.
+      max_batch_size: rows of a batch that requests share, at most; the contract may allow less.
+      batch_delay: how long a request may wait for others when an instance becomes free, in seconds.
+      max_queue_requests: how many requests wait, at most.
+      max_queue_bytes: how much they hold, at most, in bytes.
+    """
+
+    instances: int = 1
+    max_batch_size: int = 64
+    batch_delay: float = 0.0
+    max_queue_requests: int = 1024
+    max_queue_bytes: int = 2**30
+
+
+class MemoryBudget:
+    """Bounds the bytes of all requests that are in the server. Safe for several threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> None:
+        """Raises OverloadedError if there is no room for `size` bytes; else takes it."""
+        with self._lock:
+            # One request alone is always let in, since protobuf bounds what it can hold.
+            if self._used and self._used + size > self._limit:
+                raise OverloadedError(
+                    f"the server holds {self._used} bytes of requests, and may hold "
+                    f"{self._limit}: try again when some are answered",
+                    retry_after=0.1,
+                )
+            self._used += size
+
+    def give_back(self, size: int) -> None:
+        """Returns what `take` took."""
+        with self._lock:
+            self._used -= size
+
+
+class Scheduler:
+    """Runs the requests of one version of a model."""
+
+    def __init__(
+        self,
+        executor: BatchExecutor,
+        options: SchedulingOptions,
+        memory: MemoryBudget,
+        on_device_failure: Callable[[], None],
+    ) -> None:
+        """Starts the threads, which `close` ends.
+
+        Args:
+          executor: runs the batches.
+          options: how the requests are run.
+          memory: shared with other models.
+          on_device_failure: called when a device fails for good.
+        """
+        self._executor = executor
+        self._options = options
+        self._memory = memory
+        self._on_device_failure = on_device_failure
+        self._condition = threading.Condition()
+        self._queue = RequestQueue()
+        self._running = 0
+        self._is_closed = False
+        self._next_expiry = math.inf
+        self._measured = 0
+        self._processor_seconds = self._row_seconds = 0.0
+        self._max_rows = options.max_batch_size
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"instance {index}", daemon=True)
+            for index in range(options.instances)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Returns how many requests wait, and the bytes that they hold."""
+        return self._queue.count, self._queue.size
+
+    @property
+    def is_inline(self) -> bool:
+        """Returns whether `run_pending` runs batches itself."""
+        return (
+            self._measured >= _INLINE_AFTER
+            and self._processor_seconds < _INLINE_SECONDS
+            and not self._options.batch_delay
+        )
+
+    def submit(self, pending: PendingRequest) -> None:
+        """Takes a request on: it will be answered.
+
+        The caller calls `run_pending` soon after; that of one thread, for all it has submitted.
+
+        Raises:
+          OverloadedError: it cannot be run in time, or there is no room for it.
+          UnavailableError: the scheduler is closed.
+        """
+        size = pending.request.size
+        options = self._options
+        with self._condition:
+            queue = self._queue
+            if self._is_closed:
+                raise UnavailableError(f"{self._executor.subject} is being unloaded: try again")
+            if queue.count >= options.max_queue_requests or (
+                queue.count and queue.size + size > options.max_queue_bytes
+            ):
+                raise OverloadedError(
+                    f"{self._executor.subject} has {queue.count} requests of {queue.size} bytes "
+                    f"waiting, and at most {options.max_queue_requests} of "
+                    f"{options.max_queue_bytes} may: try again later",
+                    retry_after=self._wait_seconds(),
+                )
+            if pending.expires < math.inf:
+                wait = self._wait_seconds()
+                if queue.count and pending.arrived + wait > pending.expires:
+                    raise OverloadedError(
+                        f"{self._executor.subject} would not come to this request before its "
+                        f"deadline: {queue.count} requests wait, which takes {wait:.3g} seconds",
+                        retry_after=wait,
+                    )
+                self._next_expiry = min(self._next_expiry, pending.expires)
+            self._memory.take(size)
+            queue.put(pending)
+
+    def run_pending(self) -> bool:
+        """Runs batches where that is quick, or wakes a thread that does.
+
+        Returns whether requests still wait that this thread should run: it shall call again.
+        """
+        until = time.monotonic() + _INLINE_BUDGET_SECONDS
+        while True:
+            with self._condition:
+                if not self._queue.count:
+                    return False
+                if self._running >= self._options.instances:
+                    return False  # they will go on with what waits
+                if not self.is_inline:
+                    self._condition.notify()
+                    return False
+                batch = self._take()
+            self._run(batch)
+            if time.monotonic() > until:
+                return bool(self._queue.count)
+
+    def cancel(self, pending: PendingRequest) -> None:
+        """Forgets a request whose client has gone, unless it is being run."""
+        with self._condition:
+            if not self._queue.remove(pending):
+                return
+        self._forget(pending)
+
+    def expire(self) -> float:
+        """Answers requests whose time is over; returns when to call again, by the same clock."""
+        now = time.monotonic()
+        if now >= self._next_expiry:
+            with self._condition:
+                expired = self._queue.expired(now)
+                expiries = (pending.expires for pending in self._queue)
+                self._next_expiry = min(expiries, default=math.inf)
+            for pending in expired:
+                self._expire(pending)
+        return self._next_expiry
+
+    def close(self) -> None:
+        """Refuses new requests, waits until all others are answered, and ends the threads."""
+        with self._condition:
+            self._is_closed = True
+            self._condition.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            with self._condition:
+                while not self._queue.count:
+                    if self._is_closed:
+                        return
+                    self._condition.wait()
+                batch = self._take()
+            self._run(batch)
+            if self._options.batch_delay:
+                self._await_more()
+
+    def _await_more(self) -> None:
+        """Waits, after a batch, until the next is full or its first request waited long enough."""
+        with self._condition:
+            while self._queue.count and not self._is_closed:
+                oldest = min(pending.arrived for pending in self._queue)
+                remaining = oldest + self._options.batch_delay - time.monotonic()
+                if (
+                    remaining <= 0
+                    or self._queue.next_batch(self._max_rows, self._is_legal) >= self._max_rows
+                ):
+                    return
+                self._condition.wait(remaining)
+
+    def _take(self) -> list[PendingRequest]:
+        batch = self._queue.take(self._max_rows, self._is_legal)
+        self._running += 1
+        return batch
+
+    def _is_legal(self, pending: PendingRequest, rows: int) -> bool:
+        return self._executor.contract.is_legal(self._executor.binding(pending, rows))
+
+    def _run(self, batch: Sequence[PendingRequest]) -> None:
+        try:
+            started, processor = time.monotonic(), time.thread_time()
+            live = [pending for pending in batch if self._is_wanted(pending, started)]
+            if live:
+                self._execute(live)
+                rows = sum(pending.rows for pending in live)
+                self._measure(time.monotonic() - started, time.thread_time() - processor, rows)
+        finally:
+            for pending in batch:
+                self._memory.give_back(pending.request.size)
+            with self._condition:
+                self._running -= 1
+
+    def _execute(self, batch: Sequence[PendingRequest]) -> None:
+        try:
+            self._executor.execute(batch)
+        except ResourceExhaustedError as error:
+            rows = sum(pending.rows for pending in batch)
+            self._max_rows = max(1, min(self._max_rows, rows // 2))
+            _LOGGER.warning(
+                "%s: batches are limited to %d rows from now on: %s",
+                self._executor.subject,
+                self._max_rows,
+                error,
+            )
+        except DeviceError:
+            self._on_device_failure()
+
+    def _is_wanted(self, pending: PendingRequest, now: float) -> bool:
+        if pending.reply.cancelled:
+            self._executor.statistics.failed(now - pending.arrived)
+            return False
+        if pending.expires <= now:
+            self._executor.fail(pending, self._deadline_error(pending))
+            return False
+        return True
+
+    def _expire(self, pending: PendingRequest) -> None:
+        self._memory.give_back(pending.request.size)
+        self._executor.fail(pending, self._deadline_error(pending))
+
+    def _deadline_error(self, pending: PendingRequest) -> DeadlineError:
+        return DeadlineError(
+            f"{self._executor.subject}: the request's time was over before its turn came; it "
+            f"waited for {time.monotonic() - pending.arrived:.3g} seconds, and was not run"
+        )
+
+    def _forget(self, pending: PendingRequest) -> None:
+        self._memory.give_back(pending.request.size)
+        self._executor.statistics.failed(time.monotonic() - pending.arrived)
+
+    def _measure(self, seconds: float, processor_seconds: float, rows: int) -> None:
+        with self._condition:
+            self._measured += 1
+            if self._measured == 1:
+                return  # it made memory and threads ready, and says nothing of the next ones
+            share = max(_SMOOTHING, 1 / (self._measured - 1))
+            self._processor_seconds += share * (processor_seconds - self._processor_seconds)
+            self._row_seconds += share * (seconds / max(rows, 1) - self._row_seconds)
+
+    def _wait_seconds(self) -> float:
+        """Returns how long the requests that wait will take."""
+        return self._queue.rows * self._row_seconds / self._options.instances

@@ -1,0 +1,183 @@
+"""ModelStreamInfer: many requests on one stream, each answered as soon as it is done."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+import grpc
+
+from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.errors import (
+    InternalError,
+    ResourceExhaustedError,
+    ServingError,
+    UnavailableError,
+    status_message,
+)
+from slipway.serving.inference import InferenceFrontend
+from slipway.serving.wire import length_delimited, split_request
+
+__all__ = ["MAX_STREAMS", "InferenceStreams"]
+
+_LOGGER = logging.getLogger(__name__)
+
+MAX_STREAMS = 64
+"""Streams that are open at the same time; each takes two threads."""
+
+_MAX_UNANSWERED = 256
+"""Requests of one stream that are under way; no more are read until some are answered."""
+
+_INFER_RESPONSE = protocol.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
+
+
+class InferenceStreams:
+    """Serves the streams of all clients."""
+
+    def __init__(self, frontend: InferenceFrontend) -> None:
+        self._frontend = frontend
+        self._lock = threading.Lock()
+        self._open: set[_Stream] = set()
+        self._is_closing = False
+
+    def serve(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Yields a serialised ModelStreamInferResponse for each of `messages`.
+
+        Responses come in the order in which they are done; a client tells them apart by the id. A
+        request that gets no result is answered on the stream, with the error's text, and the stream
+        goes on.
+
+        Raises:
+          ResourceExhaustedError: too many streams are open.
+          UnavailableError: the server stops; what was under way has been answered.
+        """
+        stream = _Stream(self._frontend, context)
+        with self._lock:
+            if len(self._open) >= MAX_STREAMS:
+                raise ResourceExhaustedError(
+                    f"{MAX_STREAMS} streams are open, and no more may be: close one, or use "
+                    "ModelInfer"
+                )
+            self._open.add(stream)
+        try:
+            yield from stream.responses(messages)
+        finally:
+            with self._lock:
+                self._open.discard(stream)
+        if self._is_closing:
+            raise UnavailableError("the server stops: open the stream again, or elsewhere")
+
+    def close(self) -> None:
+        """Ends every stream as soon as what it has under way is answered."""
+        with self._lock:
+            self._is_closing = True
+            streams = list(self._open)
+        for stream in streams:
+            stream.end()
+
+
+class _Stream:
+    """One stream; it is cancelled when its client has gone."""
+
+    def __init__(self, frontend: InferenceFrontend, context: grpc.ServicerContext) -> None:
+        self.cancelled = False
+        self._frontend = frontend
+        self._context = context
+        self._responses: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._unanswered = 1  # that more may come counts as one
+        self._is_ended = False
+        self._room = threading.Semaphore(_MAX_UNANSWERED)
+
+    def responses(self, messages: Iterator[bytes]) -> Iterator[bytes]:
+        if not self._context.add_callback(self._cancel):
+            return
+        reader = threading.Thread(target=self._read, args=(messages,), daemon=True)
+        reader.start()
+        while (response := self._responses.get()) is not None:
+            yield response
+            self._room.release()
+
+    def answer(self, response: bytes) -> None:
+        self._responses.put(response)
+        self._finish_one()
+
+    def end(self) -> None:
+        """Takes no more requests."""
+        with self._lock:
+            if self._is_ended:
+                return
+            self._is_ended = True
+        self._finish_one()
+
+    def _finish_one(self) -> None:
+        with self._lock:
+            self._unanswered -= 1
+            is_last = self._unanswered == 0
+        if is_last:
+            self._responses.put(None)
+
+    def _cancel(self) -> None:
+        self.cancelled = True
+        self._room.release()
+        self._responses.put(None)
+
+    def _read(self, messages: Iterator[bytes]) -> None:
+        try:
+            for message in messages:
+                self._room.acquire()
+                with self._lock:
+                    if self._is_ended or self.cancelled:
+                        return
+                    self._unanswered += 1
+                self._take(message)
+        except grpc.RpcError:
+            return  # the client has gone
+        except Exception as error:
+            # grpcio raises a bare Exception out of the iterator when the stream breaks.
+            if not self.cancelled and self._context.is_active():
+                _LOGGER.error("a stream cannot be read", exc_info=error)
+        finally:
+            self.end()
+
+    def _take(self, message: bytes) -> None:
+        reply = _StreamReply(self, message)
+        remaining = self._context.time_remaining()
+        deadline = float("inf") if remaining is None else time.time() + remaining
+        try:
+            self._frontend.take(message, reply, deadline)
+        except ServingError as error:
+            _LOGGER.info("ModelStreamInfer: %s: %s", error.status.name, error)
+            reply.fail(error)
+        except Exception:
+            _LOGGER.exception("ModelStreamInfer failed")
+            reply.fail(InternalError("ModelStreamInfer failed; the server's log has the cause"))
+
+
+class _StreamReply:
+    """Where the answer to one request of a stream goes."""
+
+    def __init__(self, stream: _Stream, message: bytes) -> None:
+        self._stream = stream
+        self._message = message
+
+    @property
+    def cancelled(self) -> bool:
+        return self._stream.cancelled
+
+    def respond(self, message: bytes) -> None:
+        self._stream.answer(length_delimited(_INFER_RESPONSE, message))
+
+    def fail(self, error: ServingError) -> None:
+        try:
+            identifier = split_request(self._message)[1].decode()
+        except (ServingError, UnicodeDecodeError):
+            identifier = ""
+        response = protocol.ModelStreamInferResponse(
+            error_message=status_message(error).message,
+            infer_response=protocol.ModelInferResponse(id=identifier),
+        )
+        self._stream.answer(response.SerializeToString())

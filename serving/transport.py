@@ -1,0 +1,217 @@
+"""ModelInfer on the wire: calls in, responses out, all from one thread that never waits.
+
+grpcio's server gives each call a thread for as long as the call lasts, and wakes it twice. With one
+interpreter lock among them, that costs more than small models do (`docs/benchmarks.md`). Here
+grpcio's server still has the port, the connections, every other method and the shutdown, and its
+completion queue, where all of these announce themselves, is polled by a loop of ours: what belongs
+to ModelInfer is handled in the loop, the rest is passed on to grpcio.
+
+The loop relies on the private parts of grpcio that its own server is built on. The lock pins the
+version, and //tests/serving and //tests/protocol fail should another one differ.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc import _server
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
+from grpc_status import rpc_status
+
+from slipway.serving.errors import InternalError, InvalidRequestError, ServingError, status_message
+
+__all__ = ["InferenceTransport", "WireCall"]
+
+_LOGGER = logging.getLogger(__name__)
+
+_NOW = 1
+"""A time long ago, in seconds since 1970: a poll until then does not wait."""
+
+_NO_FLAGS = 0
+_OK = cygrpc.StatusCode.ok
+
+
+class WireCall:
+    """One call of ModelInfer, which must be answered once: by `respond` or by `fail`.
+
+    Attributes:
+      deadline: when the client gives up, in seconds since 1970; infinite if it never does.
+      metadata: what the client sent beside the message, as pairs of a name and a value.
+      cancelled: whether the client has gone.
+      on_cancel: called in the loop's thread when the client goes; set it before the loop goes on.
+    """
+
+    __slots__ = ("_call", "_due", "_transport", "cancelled", "deadline", "metadata", "on_cancel")
+
+    def __init__(self, transport: InferenceTransport, event: Any) -> None:
+        self._transport = transport
+        self._call = event.call
+        self._due = 2
+        self.deadline: float = event.call_details.deadline
+        self.metadata = event.invocation_metadata
+        self.cancelled = False
+        self.on_cancel: Callable[[], None] | None = None
+
+    def respond(self, message: bytes) -> None:
+        """Answers with a serialised response. May be called from any thread."""
+        self._send(
+            (
+                cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),
+                cygrpc.SendMessageOperation(message, _NO_FLAGS),
+                cygrpc.SendStatusFromServerOperation((), _OK, b"", _NO_FLAGS),
+            )
+        )
+
+    def fail(self, error: ServingError) -> None:
+        """Answers with a status. May be called from any thread."""
+        status = rpc_status.to_status(status_message(error))
+        trailers = (*status.trailing_metadata, *error.trailing_metadata)
+        self._send(
+            (
+                cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),
+                cygrpc.SendStatusFromServerOperation(
+                    trailers, status.code.value[0], status.details.encode(), _NO_FLAGS
+                ),
+            )
+        )
+
+    def start(self) -> None:
+        """Waits, without a thread, for the message and for the client to go."""
+        self._call.start_server_batch(
+            (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close
+        )
+        self._call.start_server_batch(
+            (cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message
+        )
+
+    def _send(self, operations: tuple[Any, ...]) -> None:
+        with self._transport.lock:
+            if self.cancelled:
+                return  # nobody is there to read it
+            self._due += 1
+        self._call.start_server_batch(operations, self._on_sent)
+
+    def _on_message(self, event: Any) -> tuple[WireCall | None, tuple[()]]:
+        message = event.batch_operations[0].message()
+        if message is not None:
+            self._transport.on_request(self, message)
+        elif not self.cancelled:
+            # Either it was cut off, and the close follows, or the client sent none.
+            self.fail(InvalidRequestError("ModelInfer needs one request message, and got none"))
+        return self._finished()
+
+    def _on_close(self, event: Any) -> tuple[WireCall | None, tuple[()]]:
+        if event.batch_operations[0].cancelled():
+            with self._transport.lock:
+                self.cancelled = True
+            if self.on_cancel is not None:
+                self.on_cancel()
+        return self._finished()
+
+    def _on_sent(self, _: Any) -> tuple[WireCall | None, tuple[()]]:
+        return self._finished()
+
+    def _finished(self) -> tuple[WireCall | None, tuple[()]]:
+        """Returns what grpcio's loop takes from a tag: the call, once nothing of it is awaited."""
+        with self._transport.lock:
+            self._due -= 1
+            return (None if self._due else self), ()
+
+
+class InferenceTransport:
+    """Runs a grpcio server, and takes the calls of one of its methods.
+
+    Attributes:
+      lock: guards the calls' states.
+      on_request: called in the loop's thread with each call and its message; must not wait.
+    """
+
+    def __init__(
+        self,
+        server: grpc.Server,
+        method: str,
+        on_request: Callable[[WireCall, bytes], None],
+        on_idle: Callable[[bool], float | None],
+    ) -> None:
+        """Makes a transport that is not started.
+
+        Args:
+          server: with handlers for every other method, its port added, and not started.
+          method: the full name of the method that is taken, `/SERVICE/METHOD`.
+          on_request: see the attribute; an error that it raises is the answer.
+          on_idle: called in the loop's thread, with True, when all that has arrived was handed out,
+            and with False after a while in which more kept arriving. It returns when it wants to be
+            called again though nothing has arrived, in seconds since 1970, or None.
+        """
+        self.lock = threading.Lock()
+        self._on_request = on_request
+        self._on_idle = on_idle
+        self._method = method.encode()
+        # grpcio has no public way to its queue.
+        self._server = server
+        self._state: _server._ServerState = server._state  # type: ignore[attr-defined]
+
+    def on_request(self, call: WireCall, message: bytes) -> None:
+        try:
+            self._on_request(call, message)
+        except ServingError as error:
+            _LOGGER.info("ModelInfer: %s: %s", error.status.name, error)
+            call.fail(error)
+        except Exception:
+            _LOGGER.exception("ModelInfer failed")
+            call.fail(InternalError("ModelInfer failed; the server's log has the cause"))
+
+    def start(self) -> None:
+        """Starts the server, with the loop in a thread of its own."""
+        with self._state.lock:
+            self._state.server.start()
+            self._state.stage = _server._ServerStage.STARTED
+            _server._request_call(self._state)
+        threading.Thread(target=self._serve, name="transport", daemon=True).start()
+
+    def _serve(self) -> None:
+        queue = self._state.completion_queue
+        wake: float | None = None
+        arrived = 0
+        while True:
+            # Without anything to do since the last look, wait for what comes.
+            event = queue.poll(_NOW if arrived else wake)
+            if event.completion_type == cygrpc.CompletionType.queue_timeout:
+                wake, arrived = self._idle(True), 0
+                continue
+            if not self._process(event):
+                return
+            # An event may hold the last reference to its call, which must not live while polling.
+            event = None
+            arrived += 1
+            if arrived % 256 == 0:
+                self._idle(False)
+
+    def _idle(self, all_taken: bool) -> float | None:
+        try:
+            return self._on_idle(all_taken)
+        except Exception:
+            # The loop must go on: it is the only one who answers anything.
+            _LOGGER.exception("cannot run what has arrived")
+            return None
+
+    def _process(self, event: Any) -> bool:
+        """Returns whether the server goes on."""
+        state = self._state
+        if event.tag is not _server._REQUEST_CALL_TAG or not self._is_ours(event):
+            return bool(_server._process_event_and_continue(state, event))
+        call = WireCall(self, event)
+        with state.lock:
+            state.due.remove(event.tag)
+            state.rpc_states.add(call)  # type: ignore[arg-type]
+            if state.stage is _server._ServerStage.STARTED:
+                _server._request_call(state)
+        call.start()
+        return True
+
+    def _is_ours(self, event: Any) -> bool:
+        return bool(event.success and event.call_details.method == self._method)
