@@ -9,15 +9,23 @@ the program says how much was tried.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.independence import Trial
+from slipway.export.padding import PaddingTrial, padding_of
 from slipway.export.rows import Tolerance
 from slipway.export.spec import MethodSpec
-from slipway.program.batching import Batching, batch_dimension, batching_problem
+from slipway.program.batching import (
+    Batching,
+    PaddingNumber,
+    batch_dimension,
+    batching_problem,
+    padding_problem,
+)
 from slipway.program.cases import TOLERANCES
 from slipway.program.contract import Contract
 from slipway.program.mutation import possibly_mutated_inputs
@@ -61,7 +69,7 @@ def find_batching(
     label = method.contract.symbols[symbol].name
     found = _try(program, method, symbol, example, wanted)
     if isinstance(found, Batching):
-        return found
+        return _with_padding(method, found, example, wanted.padding or {})
     if required:
         raise _refusal(
             f"calls of '{name}' cannot be joined over '{label}': {found}",
@@ -115,6 +123,36 @@ def _try(
         rtol=rtol,
         evidence=trial.evidence,
     )
+
+
+def _with_padding(
+    method: Method,
+    batching: Batching,
+    example: Sequence[object],
+    wanted: Mapping[str, Mapping[str, PaddingNumber]],
+) -> Batching:
+    contract = method.contract
+    names = [symbol.name for symbol in contract.symbols]
+    trial = PaddingTrial(method, batching, example)
+    paddings = []
+    for name, values in sorted(wanted.items()):
+        if name not in names or name == batching.symbol:
+            raise _refusal(
+                f"the spec has values for padding along '{name}', which is no symbol of the "
+                "contract other than the one that counts the rows",
+                f"name one of {', '.join(names)}",
+            )
+        padding = padding_of(contract, name, values)
+        problem = padding_problem(contract, names.index(name), padding.values)
+        problem = problem or trial.problem(padding)
+        if problem is not None:
+            raise _refusal(
+                f"inputs of '{contract.method}' cannot be padded along '{name}': {problem}",
+                "give every input that has this dimension a value that the model takes for "
+                "nothing, as false is in a mask; or leave the symbol out of padding=",
+            )
+        paddings.append(padding)
+    return replace(batching, paddings=tuple(paddings))
 
 
 def _unsuitable(program: Program, method: Method) -> str | None:

@@ -215,7 +215,7 @@ class Trial:
             single = self._with_rows(binding, 1)
             elements = self._elements(single)
             # Attention takes the square of a length.
-            cost = operations * max(1, elements / usual) ** 2
+            cost = operations * max(elements / usual, (elements / usual) ** 2)
             if (
                 single in seen
                 or not elements
