@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from slipway.export.assertions import describe_assertions
+from slipway.export.batching import find_batching
 from slipway.export.cases import make_cases
 from slipway.export.dimensions import bind_example, declare
 from slipway.export.encoding import encode
@@ -19,10 +20,11 @@ from slipway.export.layout import differs_when_transposed
 from slipway.export.models import module_for_method, restoring_dicts
 from slipway.export.positions import sources_of
 from slipway.export.sources import user_line_of_exception
-from slipway.export.spec import DynamicShapes, ExportSpec
+from slipway.export.spec import DynamicShapes, ExportSpec, MethodSpec
 from slipway.export.tightening import tighten
 from slipway.export.tracing import Traced, Tracer, settle
 from slipway.export.translation import is_from_tracing, translate
+from slipway.program.batching import Batching
 from slipway.program.cases import Case
 from slipway.program.contract import DEFAULT_METHOD, Contract
 from slipway.program.program import Program
@@ -89,7 +91,7 @@ def export_spec(spec: ExportSpec) -> Program:
         traced[name] = tracer.trace(args, kwargs, declared)
         describe_assertions(traced[name].capture.exported.graph, traced[name].derivation.table)
         contracts[name] = settle(tracer, traced[name], method.accept_narrowing)
-    return assemble(traced, contracts, spec.custom_ops, spec.cases)
+    return assemble(traced, contracts, spec.custom_ops, spec.cases, methods)
 
 
 def assemble(
@@ -97,6 +99,7 @@ def assemble(
     contracts: Mapping[str, Contract],
     custom_ops: Sequence[str],
     case_count: int,
+    methods: Mapping[str, MethodSpec] | None = None,
 ) -> Program:
     """Makes a program of traced methods, and compares it with what they were traced from.
 
@@ -104,6 +107,7 @@ def assemble(
       traced: the methods by name, sorted.
       contracts: of each; what the comparison finds out is added.
       custom_ops, case_count: as in `ExportSpec`.
+      methods: what the user says of each.
 
     Raises:
       ExportError: a program cannot hold them, or gives other results.
@@ -137,6 +141,11 @@ def assemble(
     for name, item in traced.items():
         notes = check_against_eager(item.model, program, name, item.example)
         contracts[name] = replace(contracts[name], notes=(*contracts[name].notes, *notes))
+        found = find_batching(program, name, item.example, (methods or {}).get(name, MethodSpec()))
+        if isinstance(found, Batching):
+            contracts[name] = replace(contracts[name], batching=found)
+        elif found is not None:
+            contracts[name] = replace(contracts[name], notes=(*contracts[name].notes, found))
         cases += make_cases(item.model, contracts[name], item.example, case_count)
     return build()
 

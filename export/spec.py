@@ -10,6 +10,7 @@ import torch
 from torch.export import AdditionalInputs, ShapesCollection
 
 from slipway.export.shape_language import SymbolRange
+from slipway.program.batching import PaddingNumber
 
 __all__ = ["DynamicShapes", "ExportSpec", "MethodSpec"]
 
@@ -38,6 +39,16 @@ class MethodSpec:
         finds: `"tokens == heads * width"`, `"batch % 8 == 0"`.
       output_names: a name for each leaf of the output, for clients; by default the keys of a dict,
         `output`, or `output_0`, `output_1`, …
+      batching: whether a server may join several calls into one and split the result. True: over
+        the symbol that is the first dimension of every input and output, if each row is found to be
+        computed from that row alone. The name of a symbol: over that one, along whichever
+        dimension it is, and it is an error if rows depend on each other. False: never.
+      batching_tolerance: by how much a row of a batch may differ from what it is alone: absolute,
+        and relative to the largest magnitude in the row. None: by the dtypes of the tensors,
+        1e-5 and 1e-4 for float32.
+      padding: calls that differ in a symbol may be joined too, since the inputs can be made longer:
+        by symbol, the value to append to each input that has it, `{"seq": {"tokens": 0,
+        "mask": False}}`. It is an error if results, cut back, are not what they were.
       accept_narrowing: why it is all right that the model works for fewer shapes than are declared;
         the reason is kept in the program. None: it is an error.
     """
@@ -51,6 +62,9 @@ class MethodSpec:
     symbols: Mapping[str, SymbolRange] | None = None
     relations: Sequence[str] = ()
     output_names: Sequence[str] | None = None
+    batching: bool | str = True
+    batching_tolerance: tuple[float, float] | None = None
+    padding: Mapping[str, Mapping[str, PaddingNumber]] | None = None
     accept_narrowing: str | None = None
 
 

@@ -242,7 +242,7 @@ def _holds(dtype: ScalarType, value: PaddingNumber) -> bool:
     if dtype is ScalarType.BOOL:
         return type(value) is bool
     if "int" not in dtype.value:
-        return type(value) is float
+        return type(value) is float and math.isfinite(value)
     bits = 8 * dtype.item_size
     lowest, highest = (
         (0, 2**bits) if dtype.value.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1))

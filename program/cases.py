@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CASES_DIRECTORY",
+    "TOLERANCES",
     "AnsweredCase",
     "Case",
     "CaseResult",
@@ -47,7 +48,7 @@ _FILE = "cases.safetensors"
 
 # Relative and absolute. Wider than torch.testing's, which compare two runs on one machine: another
 # order of summation, on other vector units, may differ in the last digits.
-_TOLERANCES = {
+TOLERANCES = {
     ScalarType.FLOAT16: (1e-2, 1e-2),
     ScalarType.BFLOAT16: (2e-2, 2e-2),
     ScalarType.FLOAT32: (1e-4, 1e-5),
@@ -240,7 +241,7 @@ def _difference(
             f"{name} is {actual.dtype}{list(actual.shape)}; it must be "
             f"{expected.dtype}{list(expected.shape)}"
         )
-    rtol, atol = _TOLERANCES.get(from_torch(expected.dtype), (0.0, 0.0))
+    rtol, atol = TOLERANCES.get(from_torch(expected.dtype), (0.0, 0.0))
     wide = torch.complex128 if expected.is_complex() else torch.float64
     if expected.dtype in (torch.int64, torch.uint64):
         wide = expected.dtype  # a float64 does not hold them all

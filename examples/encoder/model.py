@@ -81,4 +81,6 @@ def export_spec() -> ExportSpec:
             "mask": {0: batch, 1: sequence},
         },
         output_names=["embedding"],
+        # What the mask leaves out has no part in the embedding.
+        padding={"seq": {"tokens": 0, "mask": False}},
     )
