@@ -38,11 +38,19 @@ class BatchExecutor:
         self._batch_symbol = 0
         self._input_axes: tuple[int, ...] = ()
         self._output_axes: tuple[int, ...] = ()
-        if contract.batching is not None:
+        self._paddings: list[int] = []
+        # What to pad each input with, where one of its dimensions is padded.
+        self._values: list[float] = [0] * len(contract.tensor_inputs)
+        batching = contract.batching
+        if batching is not None:
             names = [symbol.name for symbol in contract.symbols]
-            self._batch_symbol = names.index(contract.batching.symbol)
-            self._input_axes = tuple(contract.batching.inputs.values())
-            self._output_axes = contract.batching.outputs
+            self._batch_symbol = names.index(batching.symbol)
+            self._input_axes = tuple(batching.inputs.values())
+            self._output_axes = batching.outputs
+            self._paddings = [names.index(padding.symbol) for padding in batching.paddings]
+            for padding in batching.paddings:
+                for name, value in padding.values.items():
+                    self._values[list(contract.tensor_inputs).index(name)] = value
 
     @property
     def subject(self) -> str:
@@ -109,29 +117,49 @@ class BatchExecutor:
 
     def _run(self, batch: Sequence[PendingRequest], times: StageTimes) -> list[_Results]:
         started = time.monotonic()
-        tensors = self._inputs(batch)
+        binding = self._binding(batch)
+        tensors = self._inputs(batch, binding)
         staged = time.monotonic()
         outputs = self._instance.run(tensors)
         times.input, times.compute = staged - started, time.monotonic() - staged
-        plan = batch[0].request.plan
-        binding = plan.binding
-        if len(batch) > 1:
-            binding = self.binding(batch[0], sum(pending.rows for pending in batch))
         self._check(outputs, binding)
         if len(batch) == 1:
             shapes = [tuple(output.shape) for output in outputs]
             return [(shapes, [tensor_contents(output) for output in outputs])]
+        if any(
+            pending.request.plan.binding[index] != binding[index]
+            for pending in batch
+            for index in self._paddings
+        ):
+            return self._cut(outputs, batch)
         return self._split(outputs, [pending.rows for pending in batch])
 
-    def _inputs(self, batch: Sequence[PendingRequest]) -> list[torch.Tensor]:
+    def _binding(self, batch: Sequence[PendingRequest]) -> tuple[int, ...]:
+        """Returns the values of the contract's symbols for a batch."""
+        if len(batch) == 1:
+            return batch[0].request.plan.binding
+        binding = list(self.binding(batch[0], sum(pending.rows for pending in batch)))
+        for index in self._paddings:
+            binding[index] = max(pending.request.plan.binding[index] for pending in batch)
+        return tuple(binding)
+
+    def _inputs(
+        self, batch: Sequence[PendingRequest], binding: tuple[int, ...]
+    ) -> list[torch.Tensor]:
         plan, contents = batch[0].request.plan, batch[0].request.contents
         if len(batch) == 1:
             return list(map(make_tensor, plan.inputs, contents))
+        shapes = [
+            tuple(size.evaluate(binding) for size in spec.shape)
+            for spec in self.contract.tensor_inputs.values()
+        ]
         return [
             make_batch(
                 [pending.request.plan.inputs[index] for pending in batch],
                 [pending.request.contents[index] for pending in batch],
                 axis,
+                shapes[index],
+                self._values[index],
             )
             for index, axis in enumerate(self._input_axes)
         ]
@@ -160,6 +188,27 @@ class BatchExecutor:
                     f"{self.subject} gave an output of shape {list(output.shape)} where its "
                     f"contract promises {list(shape)}"
                 )
+
+    def _cut(
+        self, outputs: Sequence[torch.Tensor], batch: Sequence[PendingRequest]
+    ) -> list[_Results]:
+        """Returns what `_split` does, of outputs that are larger than each request's own."""
+        results: list[_Results] = []
+        starts = [0] * len(outputs)
+        for pending in batch:
+            promised = self.contract.output_shapes(pending.request.plan.binding).values()
+            parts = []
+            for index, (output, shape) in enumerate(zip(outputs, promised, strict=True)):
+                axis = self._output_axes[index]
+                part = output.narrow(axis, starts[index], pending.rows)
+                starts[index] += pending.rows
+                for dimension, size in enumerate(shape):
+                    if size is not None and dimension != axis:
+                        part = part.narrow(dimension, 0, size)
+                parts.append(part)
+            shapes = [tuple(part.shape) for part in parts]
+            results.append((shapes, [tensor_contents(part) for part in parts]))
+        return results
 
     def _split(self, outputs: Sequence[torch.Tensor], rows: Sequence[int]) -> list[_Results]:
         results: list[_Results] = [([], []) for _ in rows]

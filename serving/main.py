@@ -180,8 +180,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=0.0,
         type=_milliseconds,
         metavar="MS",
-        help="how long a request may wait for others after a batch; it never does while an instance "
-        "is idle (default: %(default)g)",
+        help="how long a request may wait for others after a batch, never while an instance is "
+        "idle (default: %(default)g)",
     )
     scheduling.add_argument(
         "--max-queue-requests",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -78,14 +79,26 @@ class Model:
           these if the request runs alone.
         """
         contract = self.contract
-        symbol = contract.batch_symbol
-        if contract.batching is None:
+        batching = contract.batching
+        if batching is None:
+            symbol = contract.batch_symbol
             return 1 if symbol is None else binding[symbol], None
-        names = [item.name for item in contract.symbols]
-        symbol = names.index(contract.batching.symbol)
-        # No rows are a batch of their own: there is nothing to tell them from another's.
-        others = binding[:symbol] + binding[symbol + 1 :] if binding[symbol] else None
-        return binding[symbol], others
+        sizes = dict(zip((symbol.name for symbol in contract.symbols), binding, strict=True))
+        rows = sizes.pop(batching.symbol)
+        if not rows:
+            # No rows are a batch of their own: there is nothing to tell them from another's.
+            return 0, None
+        for padding in batching.paddings:
+            sizes[padding.symbol] = _size_class(sizes[padding.symbol])
+        return rows, tuple(sizes.values())
+
+
+def _size_class(size: int) -> int:
+    """Returns a number that sizes have in common which are within a quarter of each other.
+
+    They can be padded to the largest among them without computing much for nothing.
+    """
+    return math.ceil(math.log(size, 1.25)) if size else -1
 
 
 def models_of(

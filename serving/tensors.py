@@ -197,19 +197,34 @@ def make_tensor(header: TensorHeader, content: memoryview) -> torch.Tensor:
 
 
 def make_batch(
-    headers: Sequence[TensorHeader], contents: Sequence[memoryview], axis: int
+    headers: Sequence[TensorHeader],
+    contents: Sequence[memoryview],
+    axis: int,
+    shape: tuple[int, ...],
+    value: float,
 ) -> torch.Tensor:
     """Returns the same input of several requests as one tensor, concatenated along `axis`.
 
     Args:
-      headers: of the input in each request; they differ at most in the size of `axis`.
+      headers: of the input in each request.
       contents: the elements of each.
+      axis: the dimension that the requests' sizes add up in.
+      shape: of the whole. In its other dimensions it may be larger than an input, which is then
+        padded at the end.
+      value: what to pad with.
     """
-    if axis:
-        return torch.cat(list(map(make_tensor, headers, contents)), dim=axis)
     first = headers[0]
-    rows = sum(header.shape[0] for header in headers)
-    return _tensor(bytearray().join(contents), first.datatype, (rows, *first.shape[1:]))
+    if not axis and all(header.shape[1:] == shape[1:] for header in headers):
+        return _tensor(bytearray().join(contents), first.datatype, shape)
+    whole = torch.full(shape, value, dtype=first.datatype.dtype)
+    start = 0
+    for header, content in zip(headers, contents, strict=True):
+        part = whole.narrow(axis, start, header.shape[axis])
+        for dimension, size in enumerate(header.shape):
+            part = part.narrow(dimension, 0, size)
+        part.copy_(make_tensor(header, content))
+        start += header.shape[axis]
+    return whole
 
 
 def tensor_contents(tensor: torch.Tensor) -> memoryview:
