@@ -19,10 +19,11 @@ __all__ = ["UndocumentedError", "render"]
 _HEAD = """\
 # Rules
 
-Every public rule, macro and provider, with every attribute. This page is made from the `.bzl` files:
-`./bazelw run //docs:write_rules` writes it anew.
+Every public rule, macro and provider, with every attribute. This page is made from the `.bzl`
+files: `./bazelw run //docs:write_rules` writes it anew.
 
-What every rule takes is not repeated here: `tags`, `visibility`, `testonly`, `exec_compatible_with`, and the rest of
+What every rule takes is not repeated here: `tags`, `visibility`, `testonly`,
+`exec_compatible_with`, and the rest of
 [Bazel's common attributes](https://bazel.build/reference/be/common-definitions#common-attributes).
 """
 
@@ -84,7 +85,7 @@ def _undocumented(label: str, module: pb.Module) -> Iterator[str]:
         if not item.doc:
             yield item.name
         for part in _parts(item):
-            if not part.doc and part.name != "name":
+            if not part.doc:
                 yield f"{item.name}.{part.name}"
 
 
@@ -108,12 +109,14 @@ def _section(item: pb.Rule | pb.Function | pb.Provider) -> str:
             for it in attributes
         ]
     else:
-        rows = [(it.name, _text(it), _default(it)) for it in item.parameters]
+        rows = [(_parameter(it), _text(it), _default(it)) for it in item.parameters]
     return title + "\n" + _table(("attribute", "what it is", "default"), rows)
 
 
 def _text(item: pb.Attribute | pb.Parameter) -> str:
-    return item.doc or "Of the target."
+    first = re.match("[a-z]+(?= )", item.doc)
+    # A name, such as py_library, stays as it is.
+    return item.doc[:1].upper() + item.doc[1:] if first else item.doc
 
 
 def _attribute_kind(attribute: pb.Attribute) -> str:
@@ -128,9 +131,13 @@ def _sentence(text: str) -> str:
     return f" ({text})" if text else ""
 
 
+def _parameter(parameter: pb.Parameter) -> str:
+    # What takes any further arguments is the only kind that is neither needed nor has a default.
+    rest = not parameter.mandatory and not parameter.default_value
+    return "**" + parameter.name if rest else parameter.name
+
+
 def _default(item: pb.Attribute | pb.Parameter) -> str:
-    if item.name.startswith("**"):
-        return ""
     if item.mandatory:
         return "required"
     return f"`{item.default_value}`" if item.default_value else ""

@@ -269,6 +269,8 @@ def _manifest(options: argparse.Namespace) -> int:
             raise UsageError(f"{entry}: expected PLACE,LABEL,PROGRAM") from None
         rows.append((place, label, read_container(_path(program)).digest))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"{place:<{widths[0]}}  {label:<{widths[1]}}  {digest}" for place, label, digest in rows]
+    lines = [
+        f"{place:<{widths[0]}}  {label:<{widths[1]}}  {digest}" for place, label, digest in rows
+    ]
     _write("\n".join(lines) + "\n", options.output)
     return FINE

@@ -1,4 +1,4 @@
-"""A program's graph in words: what runs, operator by operator, and which line of the model it is."""
+"""A program's graph in words: what runs, and for which line of the model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _Item = TypeVar("_Item")
 def graph_text(container: Container) -> str:
     """Returns the graphs of a program by lines, a node on each.
 
-    Values are numbered as in the program: `%0`, `%1`, … for the inputs, and then for the nodes. At a
-    node's end is the FILE:LINE that it comes from, where the program has its sources.
+    Values are numbered as in the program: `%0`, `%1`, … for the inputs, and then for the nodes. At
+    a node's end is the FILE:LINE that it comes from, where the program has its sources.
 
     Raises:
       CorruptProgramError: the graph refers to something that there is not.

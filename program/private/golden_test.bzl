@@ -5,7 +5,7 @@ load("@bazel_skylib//rules:diff_test.bzl", "diff_test")
 load(":labels.bzl", "label_text")
 
 _SCRIPT = """#!/usr/bin/env bash
-# Copies {source} over {golden} in the workspace. A rule wrote this file.
+# Updates a golden file in the workspace. A rule wrote this script.
 set -euo pipefail
 if [[ -z ${{BUILD_WORKSPACE_DIRECTORY:-}} ]]; then
   echo >&2 "start this with: bazel run {label}"
@@ -43,6 +43,17 @@ _golden_update = rule(
     executable = True,
 )
 
+def _generated_impl(ctx):
+    link = ctx.actions.declare_file(ctx.label.name)
+    ctx.actions.symlink(output = link, target_file = ctx.file.file)
+    return [DefaultInfo(files = depset([link]))]
+
+_generated = rule(
+    implementation = _generated_impl,
+    doc = "A file under a name that no golden file has: of two files at one place, runfiles hold one.",
+    attrs = {"file": attr.label(mandatory = True, allow_single_file = True)},
+)
+
 def golden_test(*, name, file, golden, message, update = None, **kwargs):
     """Fails if `file` is not what `golden` is, with the command that makes it so.
 
@@ -55,16 +66,21 @@ def golden_test(*, name, file, golden, message, update = None, **kwargs):
       **kwargs: what every rule takes (tags, visibility, ...).
     """
     update = update or name + ".update"
+    common = {"testonly": True} | {
+        key: value
+        for key, value in kwargs.items()
+        if key in ["tags", "visibility"]
+    }
+    _generated(
+        name = name + ".generated",
+        file = file,
+        **common
+    )
     _golden_update(
         name = update,
-        testonly = True,
-        file = file,
+        file = ":" + name + ".generated",
         golden = golden,
-        **{
-            key: value
-            for key, value in kwargs.items()
-            if key in ["tags", "visibility"]
-        }
+        **common
     )
     kwargs.setdefault("size", "small")
     diff_test(
@@ -74,6 +90,6 @@ def golden_test(*, name, file, golden, message, update = None, **kwargs):
             label_text(native.package_relative_label(update)),
         ),
         file1 = golden,
-        file2 = file,
+        file2 = ":" + name + ".generated",
         **kwargs
     )
