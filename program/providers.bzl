@@ -18,7 +18,9 @@ def _torch_program_info_init(*, program, label, custom_ops = None):
       label: Label: of the target that made it.
       custom_ops: TorchCustomOpsInfo: the operators that the program calls; None where there are none.
     """
-    if not program.is_directory:
+
+    # Of what is checked in Bazel does not say whether it is one.
+    if not program.is_directory and not program.is_source:
         fail("%s: the program %s is no directory: make it with ctx.actions.declare_directory" % (label, program.short_path))
     if custom_ops == None:
         custom_ops = TorchCustomOpsInfo(
@@ -31,7 +33,14 @@ def _torch_program_info_init(*, program, label, custom_ops = None):
 
 # The second is the constructor without the checks, which nobody needs.
 TorchProgramInfo, _new_torch_program_info = provider(
-    doc = "A program, as torch_export makes it.",
+    doc = """A program, as torch_export makes it.
+
+A rule of your own that makes programs returns it, so that all others take its targets:
+
+    TorchProgramInfo(program = directory, label = ctx.label)
+
+`custom_ops` may be left out where there are none.
+""",
     fields = {
         "custom_ops": "TorchCustomOpsInfo: the libraries of operators that the program was exported with, and that whatever runs it must import; torch_server and torch_program_test do.",
         "label": "Label: of the target that made it, for messages.",

@@ -133,6 +133,13 @@ _group_actions_test = analysistest.make(
 
 # Refusals -----------------------------------------------------------------------------------
 
+def _file_as_program_impl(ctx):
+    file = ctx.actions.declare_file(ctx.label.name)
+    ctx.actions.write(file, "no program")
+    return [TorchProgramInfo(label = ctx.label, program = file)]
+
+_file_as_program = rule(implementation = _file_as_program_impl)
+
 _MODULE_FUNCTION = "it must be \"MODULE:FUNCTION\", as in \"models.ranker:export_spec\" for the function export_spec of models/ranker.py"
 
 _ENTRY_POINTS = {
@@ -197,7 +204,12 @@ def _refusals(name):
         src = "model.py",
         tags = ["manual"],
     )
+    _file_as_program(
+        name = "_file_as_program",
+        tags = ["manual"],
+    )
     for case, expected in {
+        "file_as_program": "the program tests/rules/_file_as_program is no directory: make it with ctx.actions.declare_directory",
         "no_archive": "does not produce any torch_program_from_pt2 src files (expected .pt2)",
         "operators_of_archive": "//tests/rules:_operators_of_archive: custom_ops has //tests/rules:no_python, which is no Python library",
         "operators_of_export": "//tests/rules:_operators_of_export: custom_ops has //tests/rules:no_python, which is no Python library: name the py_library that registers the operators",
