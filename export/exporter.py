@@ -53,7 +53,7 @@ def load_entry_point(name: str) -> ExportSpec:
         found = sorted(key for key, value in vars(module).items() if _defined_in(value, module))
         raise _invalid(
             f"the module '{module_name}' has no function '{function_name}'"
-            + ("" if function is None else f", but a {type(function).__name__}"),
+            + ("" if function is None else f"; that name is of type {type(function).__name__}"),
             f"name one of its functions: {', '.join(found) or '(it has none)'}",
         )
     torch.manual_seed(0)
@@ -69,8 +69,9 @@ def load_entry_point(name: str) -> ExportSpec:
         ) from error
     if not isinstance(spec, ExportSpec):
         raise _invalid(
-            f"the entry point '{name}' returns a {type(spec).__name__}",
-            "return a slipway.export.ExportSpec",
+            f"the entry point '{name}' returns "
+            + ("nothing" if spec is None else f"an object of type {type(spec).__name__}"),
+            "return a slipway.export.ExportSpec, as in `return ExportSpec(model=..., args=...)`",
         )
     return spec
 

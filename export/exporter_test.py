@@ -75,6 +75,10 @@ def returns_a_module():
     return Model()
 
 
+def returns_nothing():
+    Model()
+
+
 number = 7
 """
 
@@ -129,11 +133,12 @@ def run(workspace: Path, entry_point: str, output: Path, **environment: str) -> 
         ("models.exits:export_spec", "fails when it is imported: SystemExit", "mend"),
         ("models.model:nothing", "has no function 'nothing'", "breaks_its_own_spec, decide, exp"),
         ("models.model", "has no function ''", "name one of its functions"),
-        ("models.model:number", "has no function 'number', but a int", "name one of its"),
+        ("models.model:number", "'number'; that name is of type int", "name one of its"),
         (":export_spec", "fails when it is imported", "mend"),
         ("models.model:fails", "fails: ValueError: no checkpoint", "mend the function"),
         ("models.model:takes_arguments", "missing 1 required positional", "without arguments"),
-        ("models.model:returns_a_module", "returns a Model", "return a slipway.export.ExportSpec"),
+        ("models.model:returns_a_module", "an object of type Model", "return ExportSpec(model="),
+        ("models.model:returns_nothing", "returns nothing", "return ExportSpec(model="),
     ],
 )
 def test_a_missing_or_wrong_entry_point(
@@ -172,6 +177,10 @@ def test_an_entry_point_starts_from_the_same_random_numbers(workspace: Path) -> 
         ("needs_a_graph_break", ExportErrorKind.DATA_DEPENDENT_CONTROL_FLOW, "if x.sum() > 0:"),
         ("breaks_its_own_spec", ExportErrorKind.INVALID_SPEC, ""),
         ("left_in_training_mode", ExportErrorKind.DIFFERS_FROM_EAGER, ""),
+        ("nothing", ExportErrorKind.INVALID_SPEC, "name one of its functions: "),
+        ("number", ExportErrorKind.INVALID_SPEC, "is of type int"),
+        ("returns_a_module", ExportErrorKind.INVALID_SPEC, "returns an object of type Model"),
+        ("fails", ExportErrorKind.INVALID_SPEC, 'raise ValueError("no checkpoint")'),
     ],
 )
 def test_a_model_that_cannot_be_exported_fails_the_action_with_a_message(

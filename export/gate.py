@@ -31,8 +31,11 @@ from slipway.program.trees import Tree
 __all__ = [
     "assert_same",
     "bindings",
+    "call_text",
     "check_against_eager",
     "compare",
+    "compared_bindings",
+    "left_out_note",
     "preserved_buffers",
     "run_model",
 ]
@@ -66,18 +69,32 @@ def check_against_eager(
     contract = program.methods[name].contract
     compare(model, program, name, list(example), "on the example")
     left_out = []
-    for binding in itertools.islice(bindings(contract), _MAXIMUM_CASES):
-        where = ", ".join(
-            f"{symbol.name} = {value}"
-            for symbol, value in zip(contract.symbols, binding, strict=True)
-        )
+    for binding in compared_bindings(contract):
+        where = call_text(contract, binding)
         leaves = resized_leaves(contract, binding, example, _MAXIMUM_ELEMENTS)
         if leaves is None:
-            left_out.append(f"not compared with the model for {where}: too large")
+            left_out.append(left_out_note(where))
         else:
             compare(model, program, name, leaves, f"for {where}")
     _require_refusals(contract, example)
     return left_out
+
+
+def compared_bindings(contract: Contract) -> list[tuple[int, ...]]:
+    """Returns the values of the symbols for which a program is compared with its model."""
+    return list(itertools.islice(bindings(contract), _MAXIMUM_CASES))
+
+
+def call_text(contract: Contract, binding: Sequence[int]) -> str:
+    """Returns values of the symbols as people write them: `batch = 1, length = 8`."""
+    return ", ".join(
+        f"{symbol.name} = {value}" for symbol, value in zip(contract.symbols, binding, strict=True)
+    )
+
+
+def left_out_note(where: str) -> str:
+    """Returns what a contract notes of a call that was too large to be compared."""
+    return f"not compared with the model for {where}: too large"
 
 
 def _require_refusals(contract: Contract, example: Sequence[object]) -> None:

@@ -111,6 +111,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     baseline.add_argument("program", type=_path, metavar="PROGRAM", help="a program's directory")
     baseline.set_defaults(run=_baseline)
+
+    graph = commands.add_parser("graph", help="say what a program runs, and for which line")
+    graph.add_argument("program", type=_path, metavar="PROGRAM", help="a program's directory")
+    graph.add_argument("--output", type=_path, metavar="FILE", help="write there, not to stdout")
+    graph.set_defaults(run=_graph)
+
+    manifest = commands.add_parser(
+        "manifest", help="list programs with where they lie, who made them, and their digests"
+    )
+    manifest.add_argument(
+        "entries",
+        nargs="+",
+        metavar="PLACE,LABEL,PROGRAM",
+        help="MODEL/VERSION, the target that made it, and the program's directory",
+    )
+    manifest.add_argument("--output", type=_path, metavar="FILE", help="write there, not to stdout")
+    manifest.set_defaults(run=_manifest)
     return parser
 
 
@@ -139,14 +156,18 @@ def _describe(options: argparse.Namespace) -> int:
 
             document = description.as_json(file, review=options.review)
             text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    if options.output is None:
-        sys.stdout.write(text)
-    else:
-        try:
-            options.output.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot write {options.output}: {error.strerror}") from error
+    _write(text, options.output)
     return FINE
+
+
+def _write(text: str, output: Path | None) -> None:
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror}") from error
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -229,4 +250,27 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _baseline(options: argparse.Namespace) -> int:
     sys.stdout.write(baseline_text(read_container(options.program)))
+    return FINE
+
+
+def _graph(options: argparse.Namespace) -> int:
+    from slipway.program.graph_text import graph_text
+
+    _write(graph_text(read_container(options.program)), options.output)
+    return FINE
+
+
+def _manifest(options: argparse.Namespace) -> int:
+    rows = []
+    for entry in options.entries:
+        try:
+            place, label, program = entry.split(",", 2)
+        except ValueError:
+            raise UsageError(f"{entry}: expected PLACE,LABEL,PROGRAM") from None
+        rows.append((place, label, read_container(_path(program)).digest))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [
+        f"{place:<{widths[0]}}  {label:<{widths[1]}}  {digest}" for place, label, digest in rows
+    ]
+    _write("\n".join(lines) + "\n", options.output)
     return FINE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -27,8 +28,11 @@ def load_custom_ops(modules: Iterable[str]) -> frozenset[str]:
       CustomOpsError: one of them cannot be imported, or registers nothing.
     """
     namespaces: set[str] = set()
+    imported_before = set(sys.modules)
     for module in modules:
         before = _registered()
+        # Another of the modules imports it, and its operators are among that one's.
+        brought_along = module in sys.modules and module not in imported_before
         try:
             importlib.import_module(module)
         except Exception as error:
@@ -37,7 +41,7 @@ def load_custom_ops(modules: Iterable[str]) -> frozenset[str]:
                 f"{type(error).__name__}: {error}"
             ) from error
         added = _registered() - before
-        if not added:
+        if not added and not brought_along:
             raise CustomOpsError(
                 f"the operator library '{module}' registers no operators (or was imported before)"
             )

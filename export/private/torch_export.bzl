@@ -1,25 +1,43 @@
 """Implementation of torch_export."""
 
 load("//export:providers.bzl", "TorchProgramInfo")
-load("//program:python_modules.bzl", "python_modules")
+load("//program/private:custom_ops.bzl", "custom_ops_info")
+load("//program/private:labels.bzl", "label_text")
 load(":action.bzl", "EXPORT_ENV", "import_roots")
+load(":output_groups.bzl", "OUTPUT_GROUP_ATTRIBUTES", "OUTPUT_GROUP_DOC", "program_output_groups")
+
+# What paths, labels and calls have in them, and names of Python do not.
+_STRANGE = " /\\-()[]@"
+
+def _check_entry_point(label, entry_point):
+    module, _, function = entry_point.partition(":")
+    names = module.split(".") + [function]
+    strange = [character for character in entry_point.elems() if character in _STRANGE]
+    if strange or not all(names) or ":" in function:
+        fail("torch_export %s: entry_point is \"%s\"; it must be \"MODULE:FUNCTION\", as in \"models.ranker:export_spec\" for the function export_spec of models/ranker.py" %
+             (label_text(label), entry_point))
+
+def _check_model(label, model):
+    if PyInfo not in model:
+        fail("torch_export %s: model is %s, which is no Python library; it must be a py_library that has the module of entry_point in its srcs" %
+             (label_text(label), label_text(model.label)))
 
 def _torch_export_impl(ctx):
     model = ctx.attr.model
-    module, separator, function = ctx.attr.entry_point.partition(":")
-    if not module or not separator or not function:
-        fail("torch_export %s: entry_point is \"%s\"; it must be \"MODULE:FUNCTION\", as in \"models.ranker:export_spec\"" % (ctx.label, ctx.attr.entry_point))
+    _check_model(ctx.label, model)
+    _check_entry_point(ctx.label, ctx.attr.entry_point)
     program = ctx.actions.declare_directory(ctx.label.name + ".program")
+    custom_ops = custom_ops_info(ctx, ctx.attr.custom_ops)
 
     arguments = ctx.actions.args()
     arguments.use_param_file("@%s", use_always = True)
     arguments.set_param_file_format("multiline")
-    arguments.add("--label", str(ctx.label).lstrip("@"))
+    arguments.add("--label", label_text(ctx.label))
     arguments.add("--entry_point", ctx.attr.entry_point)
     python = [model] + ctx.attr.custom_ops
     roots = [root for target in python for root in import_roots(ctx, target)]
     arguments.add_all(roots, before_each = "--import_root", uniquify = True)
-    arguments.add_all(python_modules(ctx.attr.custom_ops), before_each = "--custom_ops")
+    arguments.add_all(custom_ops.modules, before_each = "--custom_ops")
     arguments.add("--output", program.path)
 
     ctx.actions.run(
@@ -46,16 +64,41 @@ def _torch_export_impl(ctx):
     files = depset([program])
     return [
         DefaultInfo(files = files, runfiles = ctx.runfiles([program])),
-        TorchProgramInfo(label = ctx.label, program = program),
+        TorchProgramInfo(
+            custom_ops = custom_ops,
+            label = ctx.label,
+            program = program,
+        ),
+        program_output_groups(
+            ctx,
+            program = program,
+            facts = {
+                "label": label_text(ctx.label),
+                "rule": "torch_export",
+                "entry_point": ctx.attr.entry_point,
+            },
+            custom_ops = custom_ops,
+        ),
     ]
 
-_torch_export = rule(
+torch_export = rule(
     implementation = _torch_export_impl,
-    doc = "Exports a PyTorch model to a program directory, NAME.program.",
+    doc = """Exports a PyTorch model to a program: one graph, its weights, and its contract.
+
+`bazel build` runs the entry point, traces the model that it returns, and checks the program against the model. The
+output is the directory NAME.program, the same bytes on any machine.
+
+Example:
+
+    torch_export(
+        name = "ranker",
+        entry_point = "models.ranker:export_spec",
+        model = ":ranker_model",
+    )
+""" + OUTPUT_GROUP_DOC,
     attrs = {
         "custom_ops": attr.label_list(
-            providers = [PyInfo],
-            doc = "py_library targets whose modules register the operators, outside torch's own, that the graph may call. A server of the program needs them too.",
+            doc = "py_library targets whose modules register the operators, outside torch's own, that the graph may call. torch_server and torch_program_test get them from here.",
         ),
         "data": attr.label_list(
             allow_files = True,
@@ -63,42 +106,20 @@ _torch_export = rule(
         ),
         "entry_point": attr.string(
             mandatory = True,
-            doc = "MODULE:FUNCTION. The function takes no arguments and returns a slipway.export.ExportSpec.",
+            doc = "`MODULE:FUNCTION`, as Python imports it: `models.ranker:export_spec` for the function export_spec of //models:ranker.py. The function takes no arguments and returns a `slipway.export.ExportSpec`. The random seed is 0 when it is called.",
         ),
         "exporter": attr.label(
             default = Label("//export:exporter"),
             executable = True,
             cfg = "exec",
-            doc = "The program that exports.",
+            doc = "The program that exports, for those who extend Slipway's own. It runs as a persistent worker.",
         ),
+        # Files too, so that a model.py in place of its py_library is told what to do.
         "model": attr.label(
             mandatory = True,
-            providers = [PyInfo],
-            doc = "A py_library with the entry point's module.",
+            allow_files = True,
+            doc = "A py_library with the module of the entry point and what it imports.",
         ),
-    },
+    } | OUTPUT_GROUP_ATTRIBUTES,
     provides = [TorchProgramInfo],
 )
-
-def torch_export(*, name, model, entry_point, **kwargs):
-    """Exports a PyTorch model to a program: one graph, its weights, and its contract.
-
-    `bazel build` runs the entry point, traces the model that it returns, and checks the
-    program against the model. The output is the directory NAME.program, the same bytes on
-    any machine.
-
-    Args:
-      name: of the target.
-      model: a py_library that holds the entry point and what it imports.
-      entry_point: `MODULE:FUNCTION`, as Python imports it: `models.ranker:export_spec`
-        for //models:ranker.py. The function takes no arguments and returns an `ExportSpec`.
-        The random seed is 0 when it is called.
-      **kwargs: `data`, files that the entry point reads; `custom_ops`, libraries of operators;
-        `exporter`, another exporter; and what every rule takes (tags, visibility, ...).
-    """
-    _torch_export(
-        name = name,
-        model = model,
-        entry_point = entry_point,
-        **kwargs
-    )

@@ -1,24 +1,26 @@
 """Implementation of torch_program_from_pt2."""
 
 load("//export:providers.bzl", "TorchProgramInfo")
-load("//program:python_modules.bzl", "python_modules")
+load("//program/private:custom_ops.bzl", "custom_ops_info")
+load("//program/private:labels.bzl", "label_text")
 load(":action.bzl", "EXPORT_ENV", "import_roots")
+load(":output_groups.bzl", "OUTPUT_GROUP_ATTRIBUTES", "OUTPUT_GROUP_DOC", "program_output_groups")
 
 def _torch_program_from_pt2_impl(ctx):
     program = ctx.actions.declare_directory(ctx.label.name + ".program")
-    custom_ops = ctx.attr.custom_ops
+    custom_ops = custom_ops_info(ctx, ctx.attr.custom_ops)
 
     arguments = ctx.actions.args()
     arguments.use_param_file("@%s", use_always = True)
     arguments.set_param_file_format("multiline")
-    arguments.add(str(ctx.label).lstrip("@"), format = "--label=%s")
+    arguments.add(label_text(ctx.label), format = "--label=%s")
     arguments.add_all([
         old + "=" + new
         for old, new in ctx.attr.symbol_names.items()
     ], before_each = "--symbol-name")
-    roots = [root for target in custom_ops for root in import_roots(ctx, target)]
+    roots = [root for target in ctx.attr.custom_ops for root in import_roots(ctx, target)]
     arguments.add_all(roots, format_each = "--import-root=%s", uniquify = True)
-    arguments.add_all(python_modules(custom_ops), before_each = "--custom-ops")
+    arguments.add_all(custom_ops.modules, before_each = "--custom-ops")
     arguments.add(ctx.file.src)
     arguments.add(program.path)
 
@@ -28,11 +30,8 @@ def _torch_program_from_pt2_impl(ctx):
         executable = ctx.executable.converter,
         arguments = [arguments],
         inputs = depset([ctx.file.src], transitive = [
-            target[PyInfo].transitive_sources
-            for target in custom_ops
-        ] + [
-            target[DefaultInfo].default_runfiles.files
-            for target in custom_ops
+            custom_ops.transitive_sources,
+            custom_ops.runfiles.files,
         ]),
         outputs = [program],
         env = EXPORT_ENV,
@@ -40,53 +39,58 @@ def _torch_program_from_pt2_impl(ctx):
     files = depset([program])
     return [
         DefaultInfo(files = files, runfiles = ctx.runfiles([program])),
-        TorchProgramInfo(label = ctx.label, program = program),
+        TorchProgramInfo(
+            custom_ops = custom_ops,
+            label = ctx.label,
+            program = program,
+        ),
+        program_output_groups(
+            ctx,
+            program = program,
+            facts = {
+                "label": label_text(ctx.label),
+                "rule": "torch_program_from_pt2",
+                "archive": ctx.file.src.short_path,
+            },
+            custom_ops = custom_ops,
+        ),
     ]
 
-_torch_program_from_pt2 = rule(
+torch_program_from_pt2 = rule(
     implementation = _torch_program_from_pt2_impl,
-    doc = "Makes a program directory, NAME.program, of an archive that torch.export.save wrote.",
+    doc = """Makes a program of an archive that `torch.export.save` wrote.
+
+The output is the directory NAME.program, as torch_export makes it, with the contract that the archive's ranges and
+guards and its graph imply.
+
+The action runs torch's own loader, which unpickles: give it only archives that you trust as you trust code.
+
+Example:
+
+    torch_program_from_pt2(
+        name = "ranker",
+        src = "ranker.pt2",
+        symbol_names = {"features_0": "batch"},
+    )
+""" + OUTPUT_GROUP_DOC,
     attrs = {
         "converter": attr.label(
             default = Label("//export:from_pt2"),
             executable = True,
             cfg = "exec",
-            doc = "The program that converts.",
+            doc = "The program that converts, for those who extend Slipway's own.",
         ),
         "custom_ops": attr.label_list(
-            providers = [PyInfo],
-            doc = "py_library targets whose modules register the operators, outside torch's own, that the archive calls. A server of the program needs them too.",
+            doc = "py_library targets whose modules register the operators, outside torch's own, that the archive calls. What runs the program gets them from here.",
         ),
         "src": attr.label(
             allow_single_file = [".pt2"],
             mandatory = True,
-            doc = "The archive. Torch's loader unpickles it: trusted files only.",
+            doc = "The archive, with its example inputs (torch keeps them unless told otherwise). Torch's loader unpickles it: trusted files only.",
         ),
         "symbol_names": attr.string_dict(
-            doc = "Better names for symbols, of which torch keeps none: {\"x_0\": \"batch\"}.",
+            doc = "Better names for symbols, of which torch keeps none: `{\"x_0\": \"batch\"}`, where `x_0` is the first dimension that one is.",
         ),
-    },
+    } | OUTPUT_GROUP_ATTRIBUTES,
     provides = [TorchProgramInfo],
 )
-
-def torch_program_from_pt2(*, name, src, **kwargs):
-    """Makes a program of an archive that `torch.export.save` wrote.
-
-    The output is the directory NAME.program, as torch_export makes it, with the contract that
-    the archive's ranges and guards and its graph imply.
-
-    The action runs torch's own loader, which unpickles: give it only archives that you trust
-    as you trust code.
-
-    Args:
-      name: of the target.
-      src: the `.pt2` file, with its example inputs (torch keeps them unless told otherwise).
-      **kwargs: `symbol_names`, better names for symbols, as a dict from `x_0`, the first
-        dimension that one is; `custom_ops`, libraries of operators; `converter`, another
-        program; and what every rule takes (tags, visibility, ...).
-    """
-    _torch_program_from_pt2(
-        name = name,
-        src = src,
-        **kwargs
-    )

@@ -1,7 +1,7 @@
 """The main programs of the tests that macros make: Python files with what only a rule knows."""
 
 load("//program:providers.bzl", "TorchProgramInfo")
-load("//program:python_modules.bzl", "python_modules")
+load(":custom_ops.bzl", "custom_ops_info", "main_providers")
 load(":labels.bzl", "label_text")
 load(":runfiles.bzl", "rlocation_path")
 
@@ -27,17 +27,19 @@ def _write_main(ctx, module, arguments):
     )
 
 def _self_check_main_impl(ctx):
-    program = ctx.attr.program[TorchProgramInfo].program
+    info = ctx.attr.program[TorchProgramInfo]
+    custom_ops = custom_ops_info(ctx, ctx.attr.custom_ops, inherited = [info.custom_ops])
     _write_main(ctx, "self_check", [
-        rlocation_path(ctx, program),
-        python_modules(ctx.attr.custom_ops),
+        rlocation_path(ctx, info.program),
+        custom_ops.modules.to_list(),
     ])
+    return main_providers(ctx.outputs.main, custom_ops)
 
 self_check_main = rule(
     implementation = _self_check_main_impl,
-    doc = "Writes the main program of a torch_program_test.",
+    doc = "Writes the main program of a torch_program_test, and brings the operators that it imports.",
     attrs = {
-        "custom_ops": attr.label_list(providers = [PyInfo]),
+        "custom_ops": attr.label_list(),
         "main": attr.output(mandatory = True),
         "program": attr.label(mandatory = True, providers = [TorchProgramInfo]),
     },

@@ -1,32 +1,20 @@
 """torch_contract: a program's contract as a text file, for reviews."""
 
-load("@bazel_skylib//rules:diff_test.bzl", "diff_test")
 load("//program:providers.bzl", "TorchProgramInfo")
+load(":description.bzl", "describe_program")
+load(":golden_test.bzl", "golden_test")
 load(":labels.bzl", "label_text")
 
 def _torch_contract_impl(ctx):
     text = ctx.actions.declare_file(ctx.label.name + ".txt")
-    program = ctx.attr.program[TorchProgramInfo].program
-    arguments = ctx.actions.args()
-    arguments.add("describe")
-    if not ctx.attr.weights:
-        arguments.add("--review")
-    arguments.add("--output", text)
-
-    # Not add(program): directories given to that are expanded to their files.
-    arguments.add(program.path)
-    ctx.actions.run(
+    describe_program(
+        ctx,
+        tool = ctx.executable._cli,
+        program = ctx.attr.program[TorchProgramInfo].program,
+        output = text,
         mnemonic = "TorchContract",
         progress_message = "Describing %{label}",
-        executable = ctx.executable._cli,
-        arguments = [arguments],
-        inputs = [program],
-        outputs = [text],
-        env = {
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONHASHSEED": "0",
-            "PYTHONNOUSERSITE": "1",
-        },
+        arguments = ["describe"] if ctx.attr.weights else ["describe", "--review"],
     )
     return [DefaultInfo(files = depset([text]), runfiles = ctx.runfiles([text]))]
 
@@ -54,8 +42,8 @@ def torch_contract(*, name, program, golden = None, weights = False, **kwargs):
     """Writes what a program takes and gives to the text file NAME.txt.
 
     The text has the contract, the operators that the graph calls, and digests of both. It does
-    not change when only the weights do, or where a line of the model stands. Check a copy in, name it `golden`, and every change of a
-    shape or of the graph is part of a review.
+    not change when only the weights do, or where a line of the model stands. Check a copy in, name
+    it `golden`, and every change of a shape or of the graph is part of a review.
 
     Example:
 
@@ -68,8 +56,8 @@ def torch_contract(*, name, program, golden = None, weights = False, **kwargs):
     Args:
       name: of the target.
       program: a program, such as a torch_export target.
-      golden: a checked-in file that must have the same text. The test NAME_test compares them, and
-        says how to update the file. Start with an empty one.
+      golden: a checked-in file that must have the same text. The test NAME_test compares them;
+        `bazel run :NAME_test.update` rewrites the file. Start with an empty one.
       weights: also state who wrote the program, the digests of the weights, the cases and the whole
         program, and the lines of the model that relations come from.
       **kwargs: what every rule takes (tags, visibility, ...).
@@ -82,28 +70,60 @@ def torch_contract(*, name, program, golden = None, weights = False, **kwargs):
     )
     if golden == None:
         return
-    target = native.package_relative_label(name)
-    file = native.package_relative_label(golden)
-    package = native.package_name() + "/" if native.package_name() else ""
-    diff_test(
+    golden_test(
         name = name + "_test",
-        size = "small",
-        failure_message = "\n".join([
-            "What %s takes or gives is no longer what %s says." % (label_text(native.package_relative_label(program)), file.name),
-            "If that is meant:",
-            "  bazel build %s && cat bazel-bin/%s%s.txt > %s%s" % (
-                label_text(target),
-                package,
-                name,
-                file.package + "/" if file.package else "",
-                file.name,
-            ),
-        ]),
-        file1 = golden,
-        file2 = ":" + name,
+        file = ":" + name,
+        golden = golden,
+        message = "What %s takes or gives is no longer what %s says." % (
+            label_text(native.package_relative_label(program)),
+            native.package_relative_label(golden).name,
+        ),
         **{
             key: value
             for key, value in kwargs.items()
             if key in ["tags", "testonly", "visibility"]
         }
+    )
+
+def torch_contract_test(*, name, program, golden, weights = False, **kwargs):
+    """Fails if what a program takes or gives is no longer what a checked-in file says.
+
+    The log shows the difference, and the command that updates the file: `bazel run :NAME.update`.
+    It is the test of `torch_contract`, for those who want no other target.
+
+    Example:
+
+        torch_contract_test(
+            name = "ranker_contract_test",
+            golden = "ranker.contract.txt",
+            program = ":ranker",
+        )
+
+    Args:
+      name: of the test. `NAME.contract` is the torch_contract.
+      program: a program, such as a torch_export target.
+      golden: the checked-in file. Start with an empty one.
+      weights: as for torch_contract: the test then also fails when only the weights change.
+      **kwargs: what every test takes (size, tags, visibility, ...). The size is small unless given.
+    """
+    contract = name + ".contract"
+    _torch_contract(
+        name = contract,
+        program = program,
+        weights = weights,
+        **({"testonly": True} | {
+            key: value
+            for key, value in kwargs.items()
+            if key in ["tags", "visibility"]
+        })
+    )
+    golden_test(
+        name = name,
+        file = ":" + contract,
+        golden = golden,
+        message = "What %s takes or gives is no longer what %s says." % (
+            label_text(native.package_relative_label(program)),
+            native.package_relative_label(golden).name,
+        ),
+        **kwargs
     )

@@ -19,7 +19,8 @@ def torch_program_test(*, name, program, custom_ops = [], **kwargs):
     Args:
       name: of the test.
       program: a program, such as a torch_export target.
-      custom_ops: py_library targets that register the operators which it was exported with.
+      custom_ops: py_library targets that register operators, beside those that the program was
+        exported with, which are imported anyway.
       **kwargs: as for `py_test`. The size is medium unless given.
     """
     main = name + "_main.py"
@@ -42,6 +43,6 @@ def torch_program_test(*, name, program, custom_ops = [], **kwargs):
         srcs = [main],
         main = main,
         data = kwargs.pop("data", []) + [program],
-        deps = kwargs.pop("deps", []) + custom_ops + [Label("//program")],
+        deps = kwargs.pop("deps", []) + [":%s.main" % name, Label("//program")],
         **kwargs
     )

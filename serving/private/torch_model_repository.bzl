@@ -1,6 +1,11 @@
 """torch_model_repository: programs laid out as a server reads them."""
 
-load("//export:providers.bzl", "TorchProgramInfo")
+load("//program:providers.bzl", "TorchProgramInfo")
+load("//program/private:custom_ops.bzl", "custom_ops_info")
+load("//program/private:description.bzl", "DESCRIPTION_ENV")
+load("//program/private:golden_test.bzl", "golden_test")
+load("//program/private:labels.bzl", "label_text")
+load("//program/private:runfiles.bzl", "rlocation_path")
 load("//serving:providers.bzl", "TorchModelRepositoryInfo")
 
 # serving/repository.py has the same rules.
@@ -21,22 +26,43 @@ def _check_place(program, place):
         fail("%s is placed at %r: the version must be an integer from 1, without leading zeros, not %r" %
              (program, place, version))
 
-def _rlocation_path(ctx, file):
-    if file.short_path.startswith("../"):
-        return file.short_path[len("../"):]
-    return ctx.workspace_name + "/" + file.short_path
+def _manifest(ctx, programs):
+    """Declares the action that lists the programs by their place.
+
+    Args:
+      ctx: of the rule.
+      programs: dict from place to TorchProgramInfo.
+    """
+    manifest = ctx.actions.declare_file(ctx.label.name + ".manifest.txt")
+    arguments = ctx.actions.args()
+    arguments.add("manifest")
+    arguments.add("--output", manifest)
+    arguments.add_all([
+        "%s,%s,%s" % (place, label_text(programs[place].label), programs[place].program.path)
+        for place in sorted(programs)
+    ])
+    ctx.actions.run(
+        mnemonic = "TorchManifest",
+        progress_message = "Listing the programs of %{label}",
+        executable = ctx.executable._cli,
+        arguments = [arguments],
+        inputs = [info.program for info in programs.values()],
+        outputs = [manifest],
+        env = DESCRIPTION_ENV,
+    )
+    return manifest
 
 def _torch_model_repository_impl(ctx):
     if not ctx.attr.programs:
-        fail("programs is empty: a server without a program has nothing to do")
-    taken = {}
+        fail("%s: programs is empty: a server without a program has nothing to do" % label_text(ctx.label))
+    programs = {}
     directories = []
     for target, place in ctx.attr.programs.items():
-        _check_place(target.label, place)
-        if place in taken:
+        _check_place(label_text(target.label), place)
+        if place in programs:
             fail("%s and %s are both placed at %r: give one of them another version" %
-                 (taken[place], target.label, place))
-        taken[place] = target.label
+                 (label_text(programs[place].label), label_text(target.label), place))
+        programs[place] = target[TorchProgramInfo]
         directory = ctx.actions.declare_directory("%s/%s" % (ctx.label.name, place))
 
         # A link, because weights may be larger than anyone wants twice.
@@ -47,17 +73,24 @@ def _torch_model_repository_impl(ctx):
         )
         directories.append(directory)
     files = depset(directories)
+    manifest = _manifest(ctx, programs)
     return [
         DefaultInfo(files = files, runfiles = ctx.runfiles(transitive_files = files)),
+        OutputGroupInfo(manifest = depset([manifest])),
         TorchModelRepositoryInfo(
+            custom_ops = custom_ops_info(ctx, [], inherited = [info.custom_ops for info in programs.values()]),
+            manifest = manifest,
             programs = files,
-            rlocation_path = _rlocation_path(ctx, directories[0]),
+            rlocation_path = rlocation_path(ctx, directories[0]),
         ),
     ]
 
 torch_model_repository = rule(
     implementation = _torch_model_repository_impl,
     doc = """A directory that a server can serve: MODEL/VERSION/ for each program.
+
+The output group `manifest` is NAME.manifest.txt, a line for each program: its place, the target that made it, and the
+digest that a server reports for it. torch_model_repository_test compares it with a file that is checked in.
 
 Example:
 
@@ -75,6 +108,54 @@ Example:
             mandatory = True,
             providers = [TorchProgramInfo],
         ),
+        "_cli": attr.label(
+            default = Label("//program:cli"),
+            cfg = "exec",
+            executable = True,
+        ),
     },
     provides = [TorchModelRepositoryInfo],
 )
+
+def torch_model_repository_test(*, name, repository, golden, **kwargs):
+    """Fails if a repository holds other programs, elsewhere, or of other bytes than a checked-in file says.
+
+    The log shows the difference, and the command that updates the file: `bazel run :NAME.update`. So
+    nobody gives a model other weights without a reviewer who sees it, and may ask for a new version.
+
+    Example:
+
+        torch_model_repository_test(
+            name = "models_test",
+            golden = "models.manifest.txt",
+            repository = ":models",
+        )
+
+    Args:
+      name: of the test. `NAME.manifest` is the repository's manifest.
+      repository: a torch_model_repository; that of a torch_server is `SERVER.repository`.
+      golden: the checked-in file. Start with an empty one.
+      **kwargs: what every test takes (size, tags, visibility, ...). The size is small unless given.
+    """
+    manifest = name + ".manifest"
+    native.filegroup(
+        name = manifest,
+        testonly = True,
+        srcs = [repository],
+        output_group = "manifest",
+        **{
+            key: value
+            for key, value in kwargs.items()
+            if key in ["tags", "visibility"]
+        }
+    )
+    golden_test(
+        name = name,
+        file = ":" + manifest,
+        golden = golden,
+        message = "What %s holds is no longer what %s says." % (
+            label_text(native.package_relative_label(repository)),
+            native.package_relative_label(golden).name,
+        ),
+        **kwargs
+    )

@@ -1,6 +1,7 @@
 """torch_server: a server and its programs as one runnable target."""
 
-load("//program:python_modules.bzl", "python_modules")
+load("//program/private:custom_ops.bzl", "custom_ops_info", "main_providers")
+load("//program/private:labels.bzl", "label_text")
 load("//serving:providers.bzl", "TorchModelRepositoryInfo")
 load(":torch_model_repository.bzl", "torch_model_repository")
 
@@ -15,23 +16,26 @@ if __name__ == "__main__":
 '''
 
 def _server_main_impl(ctx):
+    repository = ctx.attr.repository[TorchModelRepositoryInfo]
+    custom_ops = custom_ops_info(ctx, ctx.attr.custom_ops, inherited = [repository.custom_ops])
     ctx.actions.write(
         output = ctx.outputs.main,
         # A list of strings in JSON is one in Python too.
         content = _MAIN.format(
-            label = ctx.label.name,
-            program = json.encode(ctx.attr.repository[TorchModelRepositoryInfo].rlocation_path),
+            label = label_text(ctx.label).removesuffix(".main"),
+            program = json.encode(repository.rlocation_path),
             flags = json.encode(ctx.attr.flags + [
                 "--custom-ops=" + module
-                for module in python_modules(ctx.attr.custom_ops)
+                for module in custom_ops.modules.to_list()
             ]),
         ),
     )
+    return main_providers(ctx.outputs.main, custom_ops)
 
 _server_main = rule(
     implementation = _server_main_impl,
     attrs = {
-        "custom_ops": attr.label_list(providers = [PyInfo]),
+        "custom_ops": attr.label_list(),
         "flags": attr.string_list(),
         "main": attr.output(mandatory = True),
         "repository": attr.label(mandatory = True, providers = [TorchModelRepositoryInfo]),
@@ -56,8 +60,8 @@ def torch_server(*, name, programs, device = "cpu", custom_ops = [], flags = [],
       programs: from the label of each program to its place MODEL/VERSION, the version an integer
         from 1. A client asks for MODEL, and gets the highest version unless it names another.
       device: `cpu`, `cuda:N` or `auto`.
-      custom_ops: py_library targets that register the operators which programs were exported
-        with, as in torch_export.
+      custom_ops: py_library targets that register operators, beside those that the programs were
+        exported with, which the server imports anyway.
       flags: of the server; `bazel run //serving:server -- --help` lists them.
       **kwargs: as for `py_binary`.
     """
@@ -86,6 +90,6 @@ def torch_server(*, name, programs, device = "cpu", custom_ops = [], flags = [],
         srcs = [main],
         main = main,
         data = kwargs.pop("data", []) + [":" + repository],
-        deps = kwargs.pop("deps", []) + custom_ops + [Label("//serving")],
+        deps = kwargs.pop("deps", []) + [":%s.main" % name, Label("//serving")],
         **kwargs
     )

@@ -54,12 +54,10 @@ def test_a_contract_that_differs_from_the_golden_one_says_how_to_update_it() -> 
     assert "<     batch  1..32\n---\n>     batch  1..16\n" in done.stdout
     assert done.stderr.splitlines() == [
         'FAIL: files "tests/contracts/ranker.contract.txt" and '
-        '"tests/contracts/narrower_contract.txt" differ. '
+        '"tests/contracts/narrower_contract_test.generated" differ. '
         "What //tests/contracts:ranker_narrower takes or gives is no longer what "
         "ranker.contract.txt says.",
-        "If that is meant:",
-        "  bazel build //tests/contracts:narrower_contract && cat "
-        "bazel-bin/tests/contracts/narrower_contract.txt > tests/contracts/ranker.contract.txt",
+        "If that is meant: bazel run //tests/contracts:narrower_contract_test.update",
     ]
 
 

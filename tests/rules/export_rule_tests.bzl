@@ -1,0 +1,284 @@
+"""What the rules that make programs tell others, run, and refuse."""
+
+load("@bazel_skylib//lib:unittest.bzl", "analysistest", "asserts")
+load("//export:defs.bzl", "TorchProgramInfo", "torch_export", "torch_program_from_pt2")
+load(":refusal.bzl", "refusal_test")
+
+# Whatever the caller's shell has, and whatever the machine: a change here changes keys of caches.
+_ENVIRONMENT = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",
+    "PYTHONNOUSERSITE": "1",
+}
+
+_DESCRIPTION_ENVIRONMENT = {
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",
+    "PYTHONNOUSERSITE": "1",
+}
+
+def _action(env, mnemonic):
+    """Returns the one action with a mnemonic."""
+    actions = [action for action in analysistest.target_actions(env) if action.mnemonic == mnemonic]
+    asserts.equals(env, 1, len(actions), "actions with the mnemonic " + mnemonic)
+    return actions[0]
+
+def _following(argv, flag):
+    """Returns what follows each occurrence of a flag."""
+    return [argv[index + 1] for index, argument in enumerate(argv) if argument == flag]
+
+def _assert_no_absolute_path(env, argv):
+    """The same action must have the same key in another folder, of another user."""
+    for argument in argv:
+        for part in argument.split("=") + argument.split(","):
+            asserts.false(env, part.startswith("/") and not part.startswith("//"), "an absolute path: " + argument)
+
+# Providers ----------------------------------------------------------------------------------
+
+def _providers_test_impl(ctx):
+    env = analysistest.begin(ctx)
+    target = analysistest.target_under_test(env)
+    name = target.label.name
+
+    info = target[TorchProgramInfo]
+    asserts.equals(env, target.label, info.label)
+    asserts.equals(env, name + ".program", info.program.basename)
+    asserts.true(env, info.program.is_directory, "a program is a directory")
+    asserts.equals(env, ctx.attr.modules, info.custom_ops.modules.to_list())
+    sources = [file.basename for file in info.custom_ops.transitive_sources.to_list()]
+    asserts.equals(env, sorted([module.split(".")[-1] + ".py" for module in ctx.attr.modules]), sorted(sources))
+
+    asserts.equals(env, [info.program], target[DefaultInfo].files.to_list())
+    asserts.equals(env, [info.program], target[DefaultInfo].default_runfiles.files.to_list())
+
+    groups = target[OutputGroupInfo]
+    for group, file in {
+        "contract": ".program.contract.txt",
+        "debug": ".program.graph.txt",
+        "report": ".program.report.json",
+    }.items():
+        asserts.equals(env, [name + file], [item.basename for item in groups[group].to_list()])
+    return analysistest.end(env)
+
+_providers_test = analysistest.make(
+    _providers_test_impl,
+    attrs = {"modules": attr.string_list()},
+)
+
+# Actions ------------------------------------------------------------------------------------
+
+def _export_action_test_impl(ctx):
+    env = analysistest.begin(ctx)
+    action = _action(env, "TorchExport")
+    argv = action.argv
+    _assert_no_absolute_path(env, argv)
+    asserts.equals(env, _ENVIRONMENT, action.env)
+    asserts.equals(env, ["//tests/rules:_custom"], _following(argv, "--label"))
+    asserts.equals(env, ["tests.rules.model:export_spec"], _following(argv, "--entry_point"))
+    asserts.equals(env, ["tests.rules.operators", "tests.rules.other_operators"], _following(argv, "--custom_ops"))
+    asserts.equals(env, [file.path for file in action.outputs.to_list()], _following(argv, "--output"))
+    roots = _following(argv, "--import_root")
+    asserts.equals(env, roots, [root for index, root in enumerate(roots) if root not in roots[:index]])
+    asserts.true(env, "tests/rules/libraries" in roots, "the imports of a library are roots: %s" % roots)
+
+    # The model is an input of the action and no part of its tool: otherwise each model would have a
+    # worker of its own.
+    inputs = [file.short_path for file in action.inputs.to_list()]
+    for path in ["tests/rules/model.py", "tests/rules/operators.py", "tests/rules/BUILD"]:
+        asserts.true(env, path in inputs, path + " is no input")
+    return analysistest.end(env)
+
+_export_action_test = analysistest.make(_export_action_test_impl)
+
+def _conversion_action_test_impl(ctx):
+    env = analysistest.begin(ctx)
+    action = _action(env, "TorchProgramFromPt2")
+    argv = action.argv
+    _assert_no_absolute_path(env, argv)
+    asserts.equals(env, _ENVIRONMENT, action.env)
+    asserts.equals(env, ["x_0=batch"], _following(argv, "--symbol-name"))
+    asserts.equals(env, ["tests.rules.operators"], _following(argv, "--custom-ops"))
+    asserts.true(env, "--label=//tests/rules:_converted" in argv, "no label: %s" % argv)
+    asserts.equals(env, ["tests/rules/archive.pt2"], [argument for argument in argv if argument.endswith(".pt2")])
+    return analysistest.end(env)
+
+_conversion_action_test = analysistest.make(_conversion_action_test_impl)
+
+def _group_actions_test_impl(ctx):
+    env = analysistest.begin(ctx)
+    name = analysistest.target_under_test(env).label.name
+    program = analysistest.target_under_test(env)[TorchProgramInfo].program
+    for mnemonic in ["TorchContract", "TorchGraph", "TorchReport"]:
+        action = _action(env, mnemonic)
+        _assert_no_absolute_path(env, action.argv)
+        asserts.equals(env, _DESCRIPTION_ENVIRONMENT, action.env)
+        asserts.true(env, program in action.inputs.to_list(), mnemonic + " does not read the program")
+
+        # An edit of the model that leaves the program as it is runs none of them again.
+        asserts.false(env, "tests/rules/model.py" in [file.short_path for file in action.inputs.to_list()])
+    asserts.true(env, "--fact=label=//tests/rules:" + name in _action(env, "TorchReport").argv)
+
+    # The program itself does not wait for them.
+    outputs = [file.basename for file in _action(env, ctx.attr.mnemonic).outputs.to_list()]
+    asserts.equals(env, [name + ".program"], outputs)
+    return analysistest.end(env)
+
+_group_actions_test = analysistest.make(
+    _group_actions_test_impl,
+    attrs = {"mnemonic": attr.string(mandatory = True)},
+)
+
+# Refusals -----------------------------------------------------------------------------------
+
+def _file_as_program_impl(ctx):
+    file = ctx.actions.declare_file(ctx.label.name)
+    ctx.actions.write(file, "no program")
+    return [TorchProgramInfo(label = ctx.label, program = file)]
+
+_file_as_program = rule(implementation = _file_as_program_impl)
+
+_MODULE_FUNCTION = "it must be \"MODULE:FUNCTION\", as in \"models.ranker:export_spec\" for the function export_spec of models/ranker.py"
+
+_ENTRY_POINTS = {
+    "call": "models.ranker:export_spec()",
+    "empty": "",
+    "label": "//models:ranker",
+    "no_function": "models.ranker:",
+    "no_module": ":export_spec",
+    "no_separator": "models.ranker",
+    "path": "models/ranker.py:export_spec",
+    "relative": ".ranker:export_spec",
+    "two_separators": "models:ranker:export_spec",
+}
+
+def _refusals(name):
+    """Declares targets that cannot be built, and a test for each; returns the tests' names."""
+    tests = []
+    for case, entry_point in _ENTRY_POINTS.items():
+        torch_export(
+            name = "_entry_point_" + case,
+            entry_point = entry_point,
+            model = ":model",
+            tags = ["manual"],
+        )
+        refusal_test(
+            name = "%s_entry_point_%s" % (name, case),
+            expected = "torch_export //tests/rules:_entry_point_%s: entry_point is \"%s\"; %s" % (case, entry_point, _MODULE_FUNCTION),
+            target_under_test = ":_entry_point_" + case,
+        )
+        tests.append("%s_entry_point_%s" % (name, case))
+    for case, model in {
+        "file": "model.py",
+        "filegroup": ":no_python",
+    }.items():
+        torch_export(
+            name = "_model_" + case,
+            entry_point = "tests.rules.model:export_spec",
+            model = model,
+            tags = ["manual"],
+        )
+        refusal_test(
+            name = "%s_model_%s" % (name, case),
+            expected = "torch_export //tests/rules:_model_%s: model is //tests/rules:%s, which is no Python library; it must be a py_library that has the module of entry_point in its srcs" % (case, model.removeprefix(":")),
+            target_under_test = ":_model_" + case,
+        )
+        tests.append("%s_model_%s" % (name, case))
+    torch_export(
+        name = "_operators_of_export",
+        custom_ops = [":no_python"],
+        entry_point = "tests.rules.model:export_spec",
+        model = ":model",
+        tags = ["manual"],
+    )
+    torch_program_from_pt2(
+        name = "_operators_of_archive",
+        src = "archive.pt2",
+        custom_ops = [":no_python"],
+        tags = ["manual"],
+    )
+    torch_program_from_pt2(
+        name = "_no_archive",
+        src = "model.py",
+        tags = ["manual"],
+    )
+    _file_as_program(
+        name = "_file_as_program",
+        tags = ["manual"],
+    )
+    for case, expected in {
+        "file_as_program": "the program tests/rules/_file_as_program is no directory: make it with ctx.actions.declare_directory",
+        "no_archive": "does not produce any torch_program_from_pt2 src files (expected .pt2)",
+        "operators_of_archive": "//tests/rules:_operators_of_archive: custom_ops has //tests/rules:no_python, which is no Python library",
+        "operators_of_export": "//tests/rules:_operators_of_export: custom_ops has //tests/rules:no_python, which is no Python library: name the py_library that registers the operators",
+    }.items():
+        refusal_test(
+            name = "%s_%s" % (name, case),
+            expected = expected,
+            target_under_test = ":_" + case,
+        )
+        tests.append("%s_%s" % (name, case))
+    return tests
+
+def export_rule_test_suite(*, name):
+    """Tests at analysis of torch_export and torch_program_from_pt2.
+
+    Args:
+      name: of the test suite.
+    """
+    torch_export(
+        name = "_plain",
+        entry_point = "tests.rules.model:export_spec",
+        model = ":model",
+        tags = ["manual"],
+    )
+    torch_export(
+        name = "_custom",
+        custom_ops = [
+            ":operators",
+            ":other_operators",
+        ],
+        data = ["BUILD"],
+        entry_point = "tests.rules.model:export_spec",
+        model = ":model",
+        tags = ["manual"],
+    )
+    torch_program_from_pt2(
+        name = "_converted",
+        src = "archive.pt2",
+        custom_ops = [":operators"],
+        symbol_names = {"x_0": "batch"},
+        tags = ["manual"],
+    )
+    tests = []
+    for target, modules, mnemonic in [
+        ("_plain", [], "TorchExport"),
+        ("_custom", ["tests.rules.operators", "tests.rules.other_operators"], "TorchExport"),
+        ("_converted", ["tests.rules.operators"], "TorchProgramFromPt2"),
+    ]:
+        _providers_test(
+            name = "%s%s_providers" % (name, target),
+            modules = modules,
+            target_under_test = ":" + target,
+        )
+        _group_actions_test(
+            name = "%s%s_group_actions" % (name, target),
+            mnemonic = mnemonic,
+            target_under_test = ":" + target,
+        )
+        tests += ["%s%s_%s" % (name, target, what) for what in ["providers", "group_actions"]]
+    _export_action_test(
+        name = name + "_export_action",
+        target_under_test = ":_custom",
+    )
+    _conversion_action_test(
+        name = name + "_conversion_action",
+        target_under_test = ":_converted",
+    )
+    tests += [name + "_export_action", name + "_conversion_action"]
+    native.test_suite(
+        name = name,
+        tests = tests + _refusals(name),
+    )

@@ -1,0 +1,1 @@
+"""Stands for a library of operators: it is never imported."""
