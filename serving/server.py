@@ -23,6 +23,7 @@ from slipway.serving.plan import MAX_MESSAGE_SIZE
 from slipway.serving.repository import Repository
 from slipway.serving.rpc import generic_handler
 from slipway.serving.service import InferenceService, Phase
+from slipway.serving.shared_memory import SharedMemoryRegions
 from slipway.serving.streaming import MAX_STREAMS, InferenceStreams
 from slipway.serving.transport import InferenceTransport
 
@@ -41,14 +42,21 @@ class InferenceServer:
     and makes it ready; `drain` stops it.
     """
 
-    def __init__(self, repository: Repository) -> None:
-        """Makes a server of the models of `repository` that does not listen yet."""
+    def __init__(
+        self, repository: Repository, shared_memory: SharedMemoryRegions | None = None
+    ) -> None:
+        """Makes a server that does not listen yet.
+
+        Args:
+          repository: of the models.
+          shared_memory: where clients register regions; None if they may not.
+        """
         self._repository = repository
         self._health = Health()
         for name in repository.names:
             self._health.report(name, False)
-        self._service = InferenceService(repository)
-        self._frontend = InferenceFrontend(repository)
+        self._service = InferenceService(repository, shared_memory)
+        self._frontend = InferenceFrontend(repository, shared_memory)
         # One more than there may be, for the stream that is refused.
         self._stream_pool = ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
         self._streams = InferenceStreams(self._frontend)

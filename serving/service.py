@@ -9,8 +9,10 @@ import grpc
 
 from slipway.program import VERSION
 from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.errors import UnsupportedError
 from slipway.serving.repository import Repository, State
 from slipway.serving.rpc import Implementation
+from slipway.serving.shared_memory import SharedMemoryRegions
 
 __all__ = ["InferenceService", "Phase"]
 
@@ -32,10 +34,18 @@ class InferenceService:
       phase: whoever runs the server sets it.
     """
 
-    def __init__(self, repository: Repository) -> None:
-        """Makes a service of the models of `repository`, in the phase LOADING."""
+    def __init__(
+        self, repository: Repository, shared_memory: SharedMemoryRegions | None = None
+    ) -> None:
+        """Makes a service in the phase LOADING.
+
+        Args:
+          repository: of the models.
+          shared_memory: where clients register regions; None if they may not.
+        """
         self.phase = Phase.LOADING
         self._repository = repository
+        self._shared_memory = shared_memory
 
     @property
     def implementations(self) -> Mapping[str, Implementation]:
@@ -49,6 +59,10 @@ class InferenceService:
             "ModelConfig": self.model_config,
             "ModelStatistics": self.model_statistics,
             "RepositoryIndex": self.repository_index,
+            "SystemSharedMemoryStatus": self.shared_memory_status,
+            "SystemSharedMemoryRegister": self.register_shared_memory,
+            "SystemSharedMemoryUnregister": self.unregister_shared_memory,
+            "CudaSharedMemoryUnregister": self.unregister_cuda_shared_memory,
         }
 
     def is_ready(self) -> bool:
@@ -77,8 +91,11 @@ class InferenceService:
     def server_metadata(
         self, request: protocol.ServerMetadataRequest, context: grpc.ServicerContext
     ) -> protocol.ServerMetadataResponse:
+        extensions = [*_EXTENSIONS]
+        if self._shared_memory is not None:
+            extensions.append("system_shared_memory")
         return protocol.ServerMetadataResponse(
-            name="slipway", version=VERSION, extensions=_EXTENSIONS
+            name="slipway", version=VERSION, extensions=extensions
         )
 
     def model_metadata(
@@ -124,3 +141,39 @@ class InferenceService:
                 reason=status.reason,
             )
         return response
+
+    def shared_memory_status(
+        self, request: protocol.SystemSharedMemoryStatusRequest, context: grpc.ServicerContext
+    ) -> protocol.SystemSharedMemoryStatusResponse:
+        response = protocol.SystemSharedMemoryStatusResponse()
+        for region in self._regions().find(request.name):
+            status = response.regions[region.name]
+            status.name, status.key = region.name, region.key
+            status.offset, status.byte_size = region.offset, region.size
+        return response
+
+    def register_shared_memory(
+        self, request: protocol.SystemSharedMemoryRegisterRequest, context: grpc.ServicerContext
+    ) -> protocol.SystemSharedMemoryRegisterResponse:
+        self._regions().register(request.name, request.key, request.offset, request.byte_size)
+        return protocol.SystemSharedMemoryRegisterResponse()
+
+    def unregister_shared_memory(
+        self, request: protocol.SystemSharedMemoryUnregisterRequest, context: grpc.ServicerContext
+    ) -> protocol.SystemSharedMemoryUnregisterResponse:
+        self._regions().unregister(request.name)
+        return protocol.SystemSharedMemoryUnregisterResponse()
+
+    def unregister_cuda_shared_memory(
+        self, request: protocol.CudaSharedMemoryUnregisterRequest, context: grpc.ServicerContext
+    ) -> protocol.CudaSharedMemoryUnregisterResponse:
+        """Does nothing, as there is no such region; perf_analyzer always asks for it."""
+        return protocol.CudaSharedMemoryUnregisterResponse()
+
+    def _regions(self) -> SharedMemoryRegions:
+        if self._shared_memory is None:
+            raise UnsupportedError(
+                "Client shared memory is disabled: start the server with "
+                "--allow-client-shared-memory"
+            )
+        return self._shared_memory
