@@ -83,18 +83,26 @@ class BatchExecutor:
         except Exception as error:
             failure = error
         else:
-            waits = [started - pending.arrived for pending in batch]
-            for pending, (shapes, contents) in zip(batch, results, strict=True):
-                self._answer(pending, shapes, contents)
+            done = [
+                pending
+                for pending, (shapes, contents) in zip(batch, results, strict=True)
+                if self._answer(pending, shapes, contents)
+            ]
             answered = time.monotonic()
             times.output = answered - started - times.input - times.compute
-            totals = [answered - pending.arrived for pending in batch]
+            waits = [started - pending.arrived for pending in done]
+            totals = [answered - pending.arrived for pending in done]
             self.statistics.executed(sum(pending.rows for pending in batch), waits, totals, times)
             return
         if len(batch) > 1:
             _LOGGER.info("%s: running %d requests one by one", self.subject, len(batch))
-            for pending in batch:
-                self.execute([pending])
+            for index, pending in enumerate(batch):
+                try:
+                    self.execute([pending])
+                except DeviceError as error:
+                    for rest in batch[index + 1 :]:
+                        self.fail(rest, error)
+                    raise
             if isinstance(failure, ResourceExhaustedError):
                 raise failure
             return
@@ -142,14 +150,19 @@ class BatchExecutor:
 
     def _answer(
         self, pending: PendingRequest, shapes: list[tuple[int, ...]], contents: list[memoryview]
-    ) -> None:
+    ) -> bool:
+        """Answers a request with its results, and returns whether that was possible."""
         request = pending.request
         try:
-            message = request.plan.response(request.identifier, shapes, contents)
+            message = request.response(shapes, contents)
         except ServingError as error:
             self.fail(pending, error)
-        else:
-            pending.reply.respond(message)
+            return False
+        except MemoryError:
+            self.fail(pending, ResourceExhaustedError(f"{self.subject}: no memory for the answer"))
+            return False
+        pending.reply.respond(message)
+        return True
 
     def _run(self, batch: Sequence[PendingRequest], times: StageTimes) -> list[_Results]:
         started = time.monotonic()
@@ -186,9 +199,9 @@ class BatchExecutor:
     def _inputs(
         self, batch: Sequence[PendingRequest], binding: tuple[int, ...]
     ) -> list[torch.Tensor]:
-        plan, contents = batch[0].request.plan, batch[0].request.contents
+        contents = [pending.request.read_contents() for pending in batch]
         if len(batch) == 1:
-            return list(map(make_tensor, plan.inputs, contents))
+            return list(map(make_tensor, batch[0].request.plan.inputs, contents[0]))
         shapes = [
             tuple(size.evaluate(binding) for size in spec.shape)
             for spec in self.contract.tensor_inputs.values()
@@ -196,7 +209,7 @@ class BatchExecutor:
         return [
             make_batch(
                 [pending.request.plan.inputs[index] for pending in batch],
-                [pending.request.contents[index] for pending in batch],
+                [given[index] for given in contents],
                 axis,
                 shapes[index],
                 self._values[index],

@@ -5,7 +5,8 @@
     └── ServingError                a request that gets no result; carries a gRPC status
         ├── InvalidRequestError     INVALID_ARGUMENT    the caller must change the request
         │   └── ContractError       INVALID_ARGUMENT    it breaks the program's contract
-        ├── NotFoundError           NOT_FOUND           no such model or version
+        ├── NotFoundError           NOT_FOUND           no such model, version or region
+        ├── AlreadyExistsError      ALREADY_EXISTS      there is a region of this name
         ├── UnsupportedError        UNIMPLEMENTED       a part of the protocol that is not served
         ├── PermissionDeniedError   PERMISSION_DENIED   not for this caller
         ├── PreconditionError       FAILED_PRECONDITION not the way this server is run
@@ -13,7 +14,6 @@
         ├── ResourceExhaustedError  RESOURCE_EXHAUSTED  too large for the device or the protocol
         │   └── OverloadedError     RESOURCE_EXHAUSTED  more work than can be done: try again later
         ├── DeadlineError           DEADLINE_EXCEEDED   its turn did not come in time
-        ├── CancelledError          CANCELLED           the client has gone
         └── InternalError           INTERNAL            the model or the server failed
             └── DeviceError         INTERNAL            the device failed, and this process with it
 
@@ -36,7 +36,7 @@ from slipway.program import ContractViolation
 from slipway.program.errors import SlipwayError
 
 __all__ = [
-    "CancelledError",
+    "AlreadyExistsError",
     "ContractError",
     "DeadlineError",
     "DeviceError",
@@ -140,9 +140,15 @@ class ContractError(InvalidRequestError):
 
 
 class NotFoundError(ServingError):
-    """There is no such model or version."""
+    """There is no such model or version, or no such region of shared memory."""
 
     status = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyExistsError(ServingError):
+    """There is a region of shared memory of this name."""
+
+    status = grpc.StatusCode.ALREADY_EXISTS
 
 
 class UnsupportedError(ServingError):
@@ -197,12 +203,6 @@ class DeadlineError(ServingError):
     """The request's time was over before its turn came; it was not run."""
 
     status = grpc.StatusCode.DEADLINE_EXCEEDED
-
-
-class CancelledError(ServingError):
-    """The client has gone, and nobody reads the answer."""
-
-    status = grpc.StatusCode.CANCELLED
 
 
 class InternalError(ServingError):

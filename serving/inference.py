@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,6 +16,7 @@ from slipway.serving.repository import Repository
 from slipway.serving.request_queue import PendingRequest, Reply
 from slipway.serving.request_reader import RequestReader
 from slipway.serving.scheduler import ClosedError, Scheduler
+from slipway.serving.shared_memory import SharedMemoryRegions
 from slipway.serving.transport import WireCall
 
 __all__ = ["InferenceFrontend"]
@@ -23,6 +25,9 @@ _LOGGER = logging.getLogger(__name__)
 
 _LARGE = 2**20
 """Bytes of a message from which on reading it is not left to the thread that receives."""
+
+_LONGEST_SLEEP = 0.25
+"""Seconds after which to look for requests that have expired: other threads queue some too."""
 
 _READ_AGAIN = 1.0
 """A moment in the past, in seconds since 1970."""
@@ -35,9 +40,18 @@ class InferenceFrontend:
       is_open: whether models are loaded; requests that come before are answered UNAVAILABLE.
     """
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(
+        self, repository: Repository, shared_memory: SharedMemoryRegions | None = None
+    ) -> None:
+        """Makes a front end that is not open yet.
+
+        Args:
+          repository: of the models.
+          shared_memory: the regions that tensors may lie in; None for none at all.
+        """
         self.is_open = False
         self._repository = repository
+        self._shared_memory = shared_memory
         self._local = threading.local()
         self._large = ThreadPoolExecutor(1, thread_name_prefix="large requests")
         # What has requests that the receiving thread has not seen to yet.
@@ -56,10 +70,10 @@ class InferenceFrontend:
             return
         self._awaiting.add(self._take_call(call, message))
 
-    def on_idle(self, all_received: bool) -> float | None:
+    def on_idle(self, all_received: bool) -> float:
         """Runs what has been taken, in the thread that receives.
 
-        Returns when it wants to be called again, in seconds since 1970, or None.
+        Returns when it wants to be called again, in seconds since 1970.
         """
         for scheduler in list(self._awaiting):
             if not scheduler.run_pending():
@@ -70,10 +84,12 @@ class InferenceFrontend:
         upcoming = min((scheduler.expire() for scheduler in self._schedulers), default=math.inf)
         if self._awaiting:
             return _READ_AGAIN
-        return None if upcoming == math.inf else time.time() + upcoming - time.monotonic()
+        return time.time() + min(upcoming - time.monotonic(), _LONGEST_SLEEP)
 
-    def take(self, message: bytes, reply: Reply, deadline: float) -> None:
+    def take(self, message: bytes, reply: Reply, deadline: float) -> Callable[[], None]:
         """Takes a request, in any thread but the one that receives.
+
+        Returns what forgets it, unless it is being run, for when its client has gone.
 
         Args:
           message: a serialised ModelInferRequest.
@@ -83,8 +99,9 @@ class InferenceFrontend:
         Raises:
           ServingError: the request gets no result.
         """
-        scheduler, _ = self._take(message, reply, deadline)
+        scheduler, pending = self._take(message, reply, deadline)
         _run(scheduler)
+        return partial(scheduler.cancel, pending)
 
     def close(self) -> None:
         """Ends the threads; no request may be under way."""
@@ -105,7 +122,7 @@ class InferenceFrontend:
         arrived = time.monotonic()
         reader = getattr(self._local, "reader", None)
         if reader is None:
-            reader = self._local.reader = RequestReader(self._repository)
+            reader = self._local.reader = RequestReader(self._repository, self._shared_memory)
         while True:
             generation = self._repository.generation
             request: InferenceRequest = reader.read(message)
@@ -123,6 +140,9 @@ class InferenceFrontend:
                 if self._repository.generation == generation:
                     raise
                 continue  # another version has taken its place in between
+            except ServingError:
+                plan.model.statistics.failed(time.monotonic() - arrived)
+                raise
             return scheduler, pending
 
     def _take_large(self, call: WireCall, message: bytes) -> None:

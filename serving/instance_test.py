@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import cast
 
@@ -9,7 +8,6 @@ import torch
 
 from slipway.program import Method
 from slipway.serving.errors import (
-    CancelledError,
     DeviceError,
     InternalError,
     InvalidRequestError,
@@ -20,22 +18,16 @@ from slipway.serving.instance import Instance
 
 
 class FakeMethod:
-    """Runs whatever it is given, and remembers how many calls ran at once."""
+    """Runs whatever it is given, or fails."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
-        self.calls = self.running = self.most_running = 0
 
     def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        self.calls += 1
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
         if self.error is not None:
             raise self.error
         assert torch.is_inference_mode_enabled()
-        results = [tensor @ tensor for tensor in tensors]
-        self.running -= 1
-        return results
+        return [tensor @ tensor for tensor in tensors]
 
 
 def instance_of(method: FakeMethod) -> Instance:
@@ -46,26 +38,6 @@ def test_outputs_come_in_order() -> None:
     one, two = instance_of(FakeMethod()).run([torch.eye(2), torch.eye(3)])
     assert one.shape == (2, 2)
     assert two.shape == (3, 3)
-
-
-def test_calls_run_one_at_a_time() -> None:
-    method = FakeMethod()
-    instance = instance_of(method)
-    matrix = torch.rand(200, 200)
-    threads = [threading.Thread(target=instance.run, args=([matrix],)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert method.calls == 8
-    assert method.most_running == 1
-
-
-def test_a_call_that_nobody_waits_for_is_not_run() -> None:
-    method = FakeMethod()
-    with pytest.raises(CancelledError):
-        instance_of(method).run([torch.eye(2)], lambda: False)
-    assert method.calls == 0
 
 
 def failure_of(action: str) -> Exception:

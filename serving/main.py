@@ -53,6 +53,7 @@ def _serve(options: argparse.Namespace) -> int:
     from slipway.serving.repository import Repository
     from slipway.serving.scheduler import MemoryBudget, SchedulingOptions
     from slipway.serving.server import InferenceServer
+    from slipway.serving.shared_memory import SharedMemoryRegions
 
     def on_device_failure() -> None:
         failed.set()
@@ -88,7 +89,8 @@ def _serve(options: argparse.Namespace) -> int:
         snapshot=mode is not ControlMode.FIXED,
         swaps=options.when_memory_is_short == "swap",
     )
-    server = InferenceServer(repository, loader, mode, options.poll_seconds)
+    shared_memory = SharedMemoryRegions() if options.allow_client_shared_memory else None
+    server = InferenceServer(repository, loader, mode, options.poll_seconds, shared_memory)
     address = server.start(options.host, options.port)
     count = server.load(stop.is_set)
     if count or (mode is ControlMode.EXPLICIT and not stop.is_set()):
@@ -229,8 +231,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=0.0,
         type=_milliseconds,
         metavar="MS",
-        help="how long a request may wait for others after a batch, never while an instance is "
-        "idle (default: %(default)g)",
+        help="how long a request may wait for others after a batch; it never does while an "
+        "instance is idle (default: %(default)g)",
     )
     scheduling.add_argument(
         "--max-queue-requests",
@@ -252,6 +254,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=_positive,
         metavar="BYTES",
         help="what all requests in the server hold, at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--allow-client-shared-memory",
+        action="store_true",
+        help="let clients of this machine register files of /dev/shm, owned by the server's user, "
+        "that tensors are read from and written to",
     )
     parser.add_argument(
         "--grace-seconds",

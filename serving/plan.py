@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slipway.proto import open_inference_pb2 as protocol
-from slipway.serving.errors import ResourceExhaustedError
-from slipway.serving.tensors import TensorHeader
+from slipway.serving.errors import FieldViolation, InvalidRequestError, ResourceExhaustedError
+from slipway.serving.shared_memory import RegionReference, RegionSlice
+from slipway.serving.tensors import TensorHeader, elements_problem
 from slipway.serving.wire import join_response
 
 if TYPE_CHECKING:
@@ -31,7 +33,10 @@ class Plan:
     Attributes:
       model: what runs.
       inputs: the header of each tensor input, in the contract's order.
-      positions: the index in the request of each of `inputs`.
+      positions: for each of `inputs`, which of the raw contents it has; -1 if it has none.
+      sources: for each of `inputs`, where in shared memory it lies; None for one in the request.
+        Empty if all are.
+      destinations: of the outputs that go to shared memory, by the output's index.
       outputs: the indices of the outputs to answer with, in the order to answer them in.
       wants_digest: whether the response names the program's digest.
       priority: 1 is the most urgent.
@@ -46,6 +51,8 @@ class Plan:
     model: Model
     inputs: tuple[TensorHeader, ...]
     positions: tuple[int, ...]
+    sources: tuple[RegionReference | None, ...]
+    destinations: Mapping[int, RegionReference]
     outputs: tuple[int, ...]
     wants_digest: bool
     priority: int
@@ -64,7 +71,7 @@ class Plan:
         Args:
           identifier: the request's id.
           shapes: of each of the model's outputs.
-          contents: the elements of each of them, row-major.
+          contents: the elements of each of them, row-major; nothing of those in shared memory.
 
         Raises:
           ResourceExhaustedError: it would be larger than the protocol allows.
@@ -92,9 +99,15 @@ class Plan:
         )
         for index in self.outputs:
             signature = model.signature.outputs[index]
-            response.outputs.add(
+            output = response.outputs.add(
                 name=signature.name, datatype=signature.datatype.name, shape=shapes[index]
             )
+            if index in self.destinations:
+                destination = self.destinations[index]
+                size = math.prod(shapes[index]) * signature.datatype.item_size
+                output.parameters["shared_memory_region"].string_param = destination.region
+                output.parameters["shared_memory_offset"].int64_param = destination.offset
+                output.parameters["shared_memory_byte_size"].int64_param = size
         if self.wants_digest:
             response.parameters[_DIGEST].string_param = model.digest
         return response.SerializeToString()
@@ -107,11 +120,50 @@ class InferenceRequest:
     Attributes:
       plan: what its header implies.
       identifier: its id, for the response.
-      contents: the elements of each of the plan's inputs, row-major.
-      size: how many bytes it holds.
+      contents: the elements of each of the plan's inputs, row-major, or where they lie.
+      size: how many bytes it holds, or will when it is run.
+      destinations: where outputs go that are not to be in the response, by the output's index.
     """
 
     plan: Plan
     identifier: bytes
-    contents: Sequence[memoryview]
+    contents: Sequence[memoryview | RegionSlice]
     size: int
+    destinations: Mapping[int, RegionSlice] = field(default_factory=dict)
+
+    def read_contents(self) -> Sequence[memoryview]:
+        """Returns the elements of each of the plan's inputs.
+
+        Raises:
+          InvalidRequestError: they cannot be read from shared memory, or are no such elements.
+        """
+        if not self.plan.sources:
+            return self.contents  # type: ignore[return-value]
+        read: list[memoryview] = []
+        for header, content in zip(self.plan.inputs, self.contents, strict=True):
+            if isinstance(content, RegionSlice):
+                content = content.read()
+                problem = elements_problem(header, content)
+                if problem is not None:
+                    violation = FieldViolation(f"inputs[{header.name}]", problem, "CONTENTS")
+                    raise InvalidRequestError.of(self.plan.model.subject, [violation])
+            read.append(content)
+        return read
+
+    def response(self, shapes: Sequence[tuple[int, ...]], contents: Sequence[memoryview]) -> bytes:
+        """Returns the serialised response, once what goes to shared memory is there.
+
+        Args:
+          shapes: of each of the model's outputs.
+          contents: the elements of each of them, row-major.
+
+        Raises:
+          InvalidRequestError: an output does not fit where it shall go.
+          ResourceExhaustedError: the response would be larger than the protocol allows.
+        """
+        if self.destinations:
+            contents = list(contents)
+            for index, destination in self.destinations.items():
+                destination.write(contents[index])
+                contents[index] = memoryview(b"")
+        return self.plan.response(self.identifier, shapes, contents)

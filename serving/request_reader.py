@@ -7,7 +7,8 @@ request that has them is checked by one look-up. Headers that are refused are no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -17,13 +18,21 @@ from slipway.serving.errors import (
     ContractError,
     FieldViolation,
     InvalidRequestError,
+    ServingError,
     UnsupportedError,
     quoted,
 )
 from slipway.serving.model import Model
 from slipway.serving.plan import InferenceRequest, Plan
 from slipway.serving.repository import Repository
-from slipway.serving.tensors import check_contents, read_headers, read_typed_contents
+from slipway.serving.shared_memory import RegionReference, RegionSlice, SharedMemoryRegions
+from slipway.serving.tensors import (
+    TensorHeader,
+    check_contents,
+    read_headers,
+    read_typed_contents,
+    size_problem,
+)
 from slipway.serving.wire import not_a_request, split_request
 
 __all__ = ["DEFAULT_PRIORITY", "RequestReader"]
@@ -33,6 +42,13 @@ DEFAULT_PRIORITY = 8
 
 _DIGEST_REQUESTED = "slipway_return_program_digest"
 
+_REGION = "shared_memory_region"
+_OFFSET = "shared_memory_offset"
+_BYTE_SIZE = "shared_memory_byte_size"
+_REGION_PARAMETERS = {_REGION: "string_param", _BYTE_SIZE: "int64_param", _OFFSET: "int64_param"}
+
+_Parameters = Mapping[str, protocol.InferParameter]
+
 _KEPT_PLANS = 1024
 _KEPT_HEADER_SIZE = 4096
 
@@ -40,19 +56,30 @@ _KEPT_HEADER_SIZE = 4096
 class RequestReader:
     """Reads requests for the models of a repository. For use by one thread at a time."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(
+        self, repository: Repository, shared_memory: SharedMemoryRegions | None = None
+    ) -> None:
+        """Makes a reader.
+
+        Args:
+          repository: of the models.
+          shared_memory: the regions that tensors may lie in; None for none at all.
+        """
         self._repository = repository
+        self._shared_memory = shared_memory
         self._generation = repository.generation
         self._plans: dict[bytes, tuple[Plan, int]] = {}
 
     def read(self, message: bytes) -> InferenceRequest:
         """Returns the request that `message`, a serialised ModelInferRequest, is.
 
-        Its tensors are views of `message`.
+        Its tensors are views of `message`, or lie in shared memory. A refusal counts as a failure
+        in the statistics of the model, if there is such a model.
 
         Raises:
           ServingError: it is no such message, or its model will not take it; the error says why.
         """
+        started = time.monotonic()
         header, identifier, raw = split_request(message)
         if not identifier.isascii():
             try:
@@ -70,29 +97,43 @@ class RequestReader:
             model = self._repository.find(name, "", identifier)
             kept = self._plans.get(b"%d:%b" % (model.version, header))
         if kept is not None and kept[1] == len(raw):
-            plan = kept[0]
-            contents: Sequence[memoryview] = [raw[position] for position in plan.positions]
-            check_contents(plan.model.subject, plan.inputs, contents)
-            return InferenceRequest(plan, identifier, contents, len(message))
+            model = kept[0].model
+        else:
+            kept = None
+            try:
+                request = protocol.ModelInferRequest.FromString(header)
+            except DecodeError:
+                raise not_a_request(message) from None
+            model = self._repository.find(request.model_name, request.model_version, identifier)
         try:
-            request = protocol.ModelInferRequest.FromString(header)
-        except DecodeError:
-            raise not_a_request(message) from None
-        plan = self._plan(request, identifier)
-        contents = self._contents(plan, request, raw)
-        if raw and len(header) <= _KEPT_HEADER_SIZE:
+            if kept is not None:
+                return self._request(kept[0], message, identifier, raw, [])
+            plan = self._plan(model, request)
+            typed = _typed_contents(plan, request, raw)
+            result = self._request(plan, message, identifier, raw, typed)
+        except ServingError:
+            model.statistics.failed(time.monotonic() - started)
+            raise
+        if not typed and len(header) <= _KEPT_HEADER_SIZE:
             if len(self._plans) >= _KEPT_PLANS:
                 self._plans.clear()  # rare, and simpler than to find out which is used least
             self._plans[header] = plan, len(raw)
             if plan.is_routed:
-                self._plans[b"%d:%b" % (plan.model.version, header)] = plan, len(raw)
-        return InferenceRequest(plan, identifier, contents, len(message))
+                self._plans[b"%d:%b" % (model.version, header)] = plan, len(raw)
+        return result
 
-    def _plan(self, request: protocol.ModelInferRequest, identifier: bytes) -> Plan:
-        name, version = request.model_name, request.model_version
-        model = self._repository.find(name, version, identifier)
+    def _plan(self, model: Model, request: protocol.ModelInferRequest) -> Plan:
         headers = read_headers(model.subject, request)
+        sources = {
+            item.name: self._reference(model, "input", item.name, item.parameters)
+            for item in request.inputs
+        }
         outputs = _requested_outputs(model, request)
+        destinations = {}
+        for index, output in zip(outputs, request.outputs, strict=False):
+            reference = self._reference(model, "output", output.name, output.parameters)
+            if reference is not None:
+                destinations[index] = reference
         wants_digest, priority, timeout = _parameters(model, request)
         try:
             binding = model.contract.check(
@@ -101,11 +142,19 @@ class RequestReader:
         except ContractViolation as error:
             raise ContractError.from_violation(model.subject, error) from None
         inputs = [headers[name] for name in model.contract.tensor_inputs]
+        _check_sizes(model, inputs, sources)
+        raw_names = [item.name for item in request.inputs if sources[item.name] is None]
         rows, group = model.batch_of(binding)
         return Plan(
             model=model,
             inputs=tuple(inputs),
-            positions=tuple(header.position for header in inputs),
+            positions=tuple(
+                -1 if sources[header.name] else raw_names.index(header.name) for header in inputs
+            ),
+            sources=tuple(sources[header.name] for header in inputs)
+            if any(sources.values())
+            else (),
+            destinations=destinations,
             outputs=tuple(outputs),
             wants_digest=wants_digest,
             priority=priority,
@@ -113,39 +162,135 @@ class RequestReader:
             rows=rows,
             group=group,
             binding=binding,
-            is_routed=not version and self._repository.is_split(name),
+            is_routed=not request.model_version and self._repository.is_split(request.model_name),
         )
 
-    def _contents(
-        self, plan: Plan, request: protocol.ModelInferRequest, raw: list[memoryview]
-    ) -> Sequence[memoryview]:
-        subject = plan.model.subject
-        if not raw:
-            return read_typed_contents(subject, request, plan.inputs)
-        if len(raw) != len(request.inputs):
-            problem = (
-                f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs; "
-                "it must have one for each input, in the order of the inputs"
+    def _reference(
+        self, model: Model, role: str, name: str, parameters: _Parameters
+    ) -> RegionReference | None:
+        """Returns where in shared memory a tensor lies, or None."""
+        if not any(parameter.startswith("shared_memory_") for parameter in parameters):
+            return None
+        if self._shared_memory is None:
+            raise UnsupportedError(
+                f"Client shared memory is disabled: {role} {quoted(name)} of {model.subject} can "
+                "only be in the message, unless the server is started with "
+                "--allow-client-shared-memory"
             )
-            violation = FieldViolation("raw_input_contents", problem, "RAW_CONTENTS")
-            raise InvalidRequestError.of(subject, [violation])
-        mixed = [item.name for item in request.inputs if item.HasField("contents")]
-        if mixed:
-            raise InvalidRequestError.of(
-                subject,
-                [
-                    FieldViolation(
-                        f"inputs[{name}].contents",
-                        "contents field must not be specified when using raw_input_contents for "
-                        f"{quoted(name)}: send every input raw, or every input typed",
-                        "CONTENTS",
-                    )
-                    for name in mixed
-                ],
-            )
-        contents = [raw[position] for position in plan.positions]
-        check_contents(subject, plan.inputs, contents)
-        return contents
+        problems: list[FieldViolation] = []
+        for parameter, kind in _REGION_PARAMETERS.items():
+            if parameter not in parameters:
+                if parameter == _OFFSET:
+                    continue
+                problem = f"{role} {quoted(name)} lies in shared memory and needs '{parameter}'"
+            elif parameters[parameter].WhichOneof("parameter_choice") != kind:
+                problem = (
+                    f"invalid value type for '{parameter}' parameter for {role} {quoted(name)}, "
+                    f"expected {kind}"
+                )
+            else:
+                continue
+            where = f"{role}s[{name}].parameters[{parameter}]"
+            problems.append(FieldViolation(where, problem, "PARAMETER"))
+        if problems:
+            raise InvalidRequestError.of(model.subject, problems)
+        offset = parameters[_OFFSET].int64_param if _OFFSET in parameters else 0
+        return RegionReference(
+            parameters[_REGION].string_param, offset, parameters[_BYTE_SIZE].int64_param
+        )
+
+    def _request(
+        self,
+        plan: Plan,
+        message: bytes,
+        identifier: bytes,
+        raw: list[memoryview],
+        typed: list[memoryview],
+    ) -> InferenceRequest:
+        if not plan.sources and not plan.destinations:
+            contents = typed or [raw[position] for position in plan.positions]
+            if not typed:
+                check_contents(plan.model.subject, plan.inputs, contents, plan.positions)
+            return InferenceRequest(plan, identifier, contents, len(message))
+        return self._request_in_regions(plan, message, identifier, raw, typed)
+
+    def _request_in_regions(
+        self,
+        plan: Plan,
+        message: bytes,
+        identifier: bytes,
+        raw: list[memoryview],
+        typed: list[memoryview],
+    ) -> InferenceRequest:
+        regions = self._shared_memory
+        assert regions is not None
+        sources = plan.sources or (None,) * len(plan.inputs)
+        sent = [index for index, source in enumerate(sources) if source is None]
+        given = typed or [raw[plan.positions[index]] for index in sent]
+        if not typed:
+            headers = [plan.inputs[index] for index in sent]
+            positions = [plan.positions[index] for index in sent]
+            check_contents(plan.model.subject, headers, given, positions)
+        remaining = iter(given)
+        contents: list[memoryview | RegionSlice] = [
+            next(remaining) if source is None else regions.locate(source) for source in sources
+        ]
+        destinations = {
+            index: regions.locate(reference) for index, reference in plan.destinations.items()
+        }
+        size = len(message) + sum(source.size for source in sources if source is not None)
+        return InferenceRequest(plan, identifier, contents, size, destinations)
+
+
+def _check_sizes(
+    model: Model, inputs: Sequence[TensorHeader], sources: Mapping[str, RegionReference | None]
+) -> None:
+    problems = []
+    for header in inputs:
+        source = sources[header.name]
+        problem = None if source is None else size_problem(header, source.size)
+        if problem is not None:
+            where = f"inputs[{header.name}].parameters[{_BYTE_SIZE}]"
+            problems.append(FieldViolation(where, problem, "CONTENTS"))
+    if problems:
+        raise InvalidRequestError.of(model.subject, problems)
+
+
+def _typed_contents(
+    plan: Plan, request: protocol.ModelInferRequest, raw: list[memoryview]
+) -> list[memoryview]:
+    """Returns the elements of inputs that are sent as numbers; of none if they are sent raw."""
+    subject = plan.model.subject
+    sent = [
+        header
+        for header, position in zip(plan.inputs, plan.positions, strict=True)
+        if position >= 0
+    ]
+    if not raw:
+        return read_typed_contents(subject, request, sent)
+    if len(raw) != len(sent):
+        problem = (
+            f"raw_input_contents has {len(raw)} entries for {len(sent)} inputs"
+            f"{'' if len(sent) == len(plan.inputs) else ' that are not in shared memory'}; "
+            "it must have one for each input, in the order of the inputs"
+        )
+        violation = FieldViolation("raw_input_contents", problem, "RAW_CONTENTS")
+        raise InvalidRequestError.of(subject, [violation])
+    mixed = [item.name for item in request.inputs if item.HasField("contents")]
+    if mixed:
+        raise InvalidRequestError.of(
+            subject,
+            [
+                FieldViolation(
+                    f"inputs[{name}].contents",
+                    "contents field must not be specified when using raw_input_contents for "
+                    f"{quoted(name)}: send every input raw, or every input typed",
+                    "CONTENTS",
+                )
+                for name in mixed
+            ],
+        )
+    return []
 
 
 def _requested_outputs(model: Model, request: protocol.ModelInferRequest) -> list[int]:
@@ -160,11 +305,6 @@ def _requested_outputs(model: Model, request: protocol.ModelInferRequest) -> lis
             raise UnsupportedError(
                 f"classification is not supported: output {quoted(item.name)} of {model.subject} "
                 "is returned as it is"
-            )
-        if any(parameter.startswith("shared_memory_") for parameter in item.parameters):
-            raise UnsupportedError(
-                f"Client shared memory is disabled: output {quoted(item.name)} of {model.subject} "
-                "can only be returned in the response"
             )
         if item.name not in names:
             problem = (

@@ -115,7 +115,7 @@ class Scheduler:
         self._on_device_failure = on_device_failure
         self._condition = threading.Condition()
         self._queue = RequestQueue()
-        self._running = 0
+        self._running = self._idle = 0
         self._is_closed = self._is_released = False
         self._next_expiry = math.inf
         self._measured = 0
@@ -186,10 +186,8 @@ class Scheduler:
         until = time.monotonic() + _INLINE_BUDGET_SECONDS
         while True:
             with self._condition:
-                if not self._queue.count:
-                    return False
-                if self._running >= self._options.instances:
-                    return False  # they will go on with what waits
+                if not self._may_start():
+                    return False  # those that run will go on with what waits
                 if not self.is_inline:
                     self._condition.notify()
                     return False
@@ -232,11 +230,15 @@ class Scheduler:
     def _serve(self) -> None:
         while True:
             with self._condition:
-                while not self._queue.count:
-                    if self._is_closed:
+                while not self._may_start():
+                    if self._is_closed and not self._queue.count:
                         return
+                    self._idle += 1
                     self._condition.wait()
+                    self._idle -= 1
                 batch = self._take()
+                if self._may_start():
+                    self._condition.notify()  # for what this batch left
             self._run(batch)
             if self._options.batch_delay:
                 self._await_more()
@@ -244,7 +246,7 @@ class Scheduler:
     def _await_more(self) -> None:
         """Waits, after a batch, until the next is full or its first request waited long enough."""
         with self._condition:
-            while self._queue.count and not self._is_closed:
+            while self._queue.count and not self._is_closed and not self._idle:
                 oldest = min(pending.arrived for pending in self._queue)
                 remaining = oldest + self._options.batch_delay - time.monotonic()
                 if (
@@ -253,6 +255,13 @@ class Scheduler:
                 ):
                     return
                 self._condition.wait(remaining)
+
+    def _may_start(self) -> bool:
+        """Returns whether requests wait and an instance is free.
+
+        The receiving thread takes the place of an instance while it runs a batch itself.
+        """
+        return self._queue.count > 0 and self._running < self._options.instances
 
     def _take(self) -> list[PendingRequest]:
         batch = self._queue.take(self._max_rows, self._is_legal)
@@ -275,6 +284,8 @@ class Scheduler:
                 self._memory.give_back(pending.request.size)
             with self._condition:
                 self._running -= 1
+                if self._is_closed:
+                    self._condition.notify_all()
 
     def _execute(self, batch: Sequence[PendingRequest]) -> None:
         try:
@@ -290,6 +301,9 @@ class Scheduler:
             )
         except DeviceError:
             self._on_device_failure()
+        except Exception:
+            # The thread must go on: others wait for it.
+            _LOGGER.exception("%s: a batch could not be answered", self._executor.subject)
 
     def _is_wanted(self, pending: PendingRequest, now: float) -> bool:
         if pending.reply.cancelled:

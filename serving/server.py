@@ -24,6 +24,7 @@ from slipway.serving.plan import MAX_MESSAGE_SIZE
 from slipway.serving.repository import Repository
 from slipway.serving.rpc import generic_handler
 from slipway.serving.service import InferenceService, Phase
+from slipway.serving.shared_memory import SharedMemoryRegions
 from slipway.serving.streaming import MAX_STREAMS, InferenceStreams
 from slipway.serving.transport import InferenceTransport
 
@@ -48,6 +49,7 @@ class InferenceServer:
         loader: Loader,
         mode: ControlMode = ControlMode.FIXED,
         poll_seconds: float = 5.0,
+        shared_memory: SharedMemoryRegions | None = None,
     ) -> None:
         """Makes a server that does not listen yet.
 
@@ -56,6 +58,7 @@ class InferenceServer:
           loader: loads them.
           mode: whether and how what is served follows the repository.
           poll_seconds: between two looks at it.
+          shared_memory: where clients register regions; None if they may not.
         """
         self._repository = repository
         self._health = Health()
@@ -63,8 +66,8 @@ class InferenceServer:
         for name in repository.names:
             self._health.report(name, False)
         self._control = RepositoryControl(repository, loader, mode, self._report, poll_seconds)
-        self._service = InferenceService(repository, self._control)
-        self._frontend = InferenceFrontend(repository)
+        self._service = InferenceService(repository, self._control, shared_memory)
+        self._frontend = InferenceFrontend(repository, shared_memory)
         # Loading takes long, and whoever asks for it must not keep others from asking for health.
         self._control_pool = ThreadPoolExecutor(1, thread_name_prefix="repository control")
         # One more than there may be, for the stream that is refused.

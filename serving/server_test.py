@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from slipway.program import Method
 from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.model import Environment
 from slipway.serving.repository import Repository
 from slipway.serving.server import InferenceServer
 from slipway.tests.serving.programs import write_affine
@@ -23,14 +25,10 @@ class Running:
     """A server that listens and has not loaded its model yet."""
 
     def __init__(self, root: Path) -> None:
-        self.device_failures = 0
-        self.server = InferenceServer(
-            Repository(root), workers=1, on_device_failure=self.on_device_failure
-        )
+        self.device_failed = threading.Event()
+        environment = Environment(on_device_failure=self.device_failed.set)
+        self.server = InferenceServer(Repository(root, environment=environment))
         self.channel = grpc.insecure_channel(self.server.start("127.0.0.1", 0))
-
-    def on_device_failure(self) -> None:
-        self.device_failures += 1
 
     def infer(self) -> protocol.ModelInferResponse:
         request = protocol.ModelInferRequest(model_name="affine", raw_input_contents=[bytes(16)])
@@ -106,7 +104,7 @@ def test_a_failure_of_ours_is_internal_and_told_to_the_log_only(
     assert "secret" not in text
     assert any(record.exc_info for record in caplog.records)
     assert running.infer().outputs
-    assert running.device_failures == 0
+    assert not running.device_failed.is_set()
 
 
 def test_a_device_that_fails_is_reported_to_whoever_runs_the_server(
@@ -117,4 +115,4 @@ def test_a_device_that_fails_is_reported_to_whoever_runs_the_server(
     code, text = refusal(running)
     assert code is grpc.StatusCode.INTERNAL
     assert "cpu is in error, and the server stops" in text
-    assert running.device_failures == 1
+    assert running.device_failed.wait(60)

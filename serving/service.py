@@ -13,6 +13,7 @@ from slipway.serving.control import RepositoryControl
 from slipway.serving.errors import PermissionDeniedError, UnsupportedError
 from slipway.serving.repository import Repository, State
 from slipway.serving.rpc import Implementation
+from slipway.serving.shared_memory import SharedMemoryRegions
 
 __all__ = ["InferenceService", "Phase"]
 
@@ -34,16 +35,23 @@ class InferenceService:
       phase: whoever runs the server sets it.
     """
 
-    def __init__(self, repository: Repository, control: RepositoryControl) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        control: RepositoryControl,
+        shared_memory: SharedMemoryRegions | None = None,
+    ) -> None:
         """Makes a service in the phase LOADING.
 
         Args:
           repository: the models.
           control: changes which of them are served.
+          shared_memory: where clients register regions; None if they may not.
         """
         self.phase = Phase.LOADING
         self._repository = repository
         self._control = control
+        self._shared_memory = shared_memory
 
     @property
     def implementations(self) -> Mapping[str, Implementation]:
@@ -59,6 +67,10 @@ class InferenceService:
             "RepositoryIndex": self.repository_index,
             "RepositoryModelLoad": self.repository_model_load,
             "RepositoryModelUnload": self.repository_model_unload,
+            "SystemSharedMemoryStatus": self.shared_memory_status,
+            "SystemSharedMemoryRegister": self.register_shared_memory,
+            "SystemSharedMemoryUnregister": self.unregister_shared_memory,
+            "CudaSharedMemoryUnregister": self.unregister_cuda_shared_memory,
         }
 
     def is_ready(self) -> bool:
@@ -87,8 +99,11 @@ class InferenceService:
     def server_metadata(
         self, request: protocol.ServerMetadataRequest, context: grpc.ServicerContext
     ) -> protocol.ServerMetadataResponse:
+        extensions = [*_EXTENSIONS]
+        if self._shared_memory is not None:
+            extensions.append("system_shared_memory")
         return protocol.ServerMetadataResponse(
-            name="slipway", version=VERSION, extensions=_EXTENSIONS
+            name="slipway", version=VERSION, extensions=extensions
         )
 
     def model_metadata(
@@ -153,6 +168,42 @@ class InferenceService:
         _require_loopback(context)
         self._control.unload(request.model_name)
         return protocol.RepositoryModelUnloadResponse()
+
+    def shared_memory_status(
+        self, request: protocol.SystemSharedMemoryStatusRequest, context: grpc.ServicerContext
+    ) -> protocol.SystemSharedMemoryStatusResponse:
+        response = protocol.SystemSharedMemoryStatusResponse()
+        for region in self._regions().find(request.name):
+            status = response.regions[region.name]
+            status.name, status.key = region.name, region.key
+            status.offset, status.byte_size = region.offset, region.size
+        return response
+
+    def register_shared_memory(
+        self, request: protocol.SystemSharedMemoryRegisterRequest, context: grpc.ServicerContext
+    ) -> protocol.SystemSharedMemoryRegisterResponse:
+        self._regions().register(request.name, request.key, request.offset, request.byte_size)
+        return protocol.SystemSharedMemoryRegisterResponse()
+
+    def unregister_shared_memory(
+        self, request: protocol.SystemSharedMemoryUnregisterRequest, context: grpc.ServicerContext
+    ) -> protocol.SystemSharedMemoryUnregisterResponse:
+        self._regions().unregister(request.name)
+        return protocol.SystemSharedMemoryUnregisterResponse()
+
+    def unregister_cuda_shared_memory(
+        self, request: protocol.CudaSharedMemoryUnregisterRequest, context: grpc.ServicerContext
+    ) -> protocol.CudaSharedMemoryUnregisterResponse:
+        """Does nothing, as there is no such region; perf_analyzer always asks for it."""
+        return protocol.CudaSharedMemoryUnregisterResponse()
+
+    def _regions(self) -> SharedMemoryRegions:
+        if self._shared_memory is None:
+            raise UnsupportedError(
+                "Client shared memory is disabled: start the server with "
+                "--allow-client-shared-memory"
+            )
+        return self._shared_memory
 
 
 def _require_loopback(context: grpc.ServicerContext) -> None:

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 
@@ -90,6 +90,7 @@ class _Stream:
         self._lock = threading.Lock()
         self._unanswered = 1  # that more may come counts as one
         self._is_ended = False
+        self._replies: set[_StreamReply] = set()
         self._room = threading.Semaphore(_MAX_UNANSWERED)
 
     def responses(self, messages: Iterator[bytes]) -> Iterator[bytes]:
@@ -101,7 +102,9 @@ class _Stream:
             yield response
             self._room.release()
 
-    def answer(self, response: bytes) -> None:
+    def answer(self, reply: _StreamReply, response: bytes) -> None:
+        with self._lock:
+            self._replies.discard(reply)
         self._responses.put(response)
         self._finish_one()
 
@@ -121,7 +124,11 @@ class _Stream:
             self._responses.put(None)
 
     def _cancel(self) -> None:
-        self.cancelled = True
+        with self._lock:
+            self.cancelled = True
+            replies = list(self._replies)
+        for reply in replies:
+            reply.cancel()
         self._room.release()
         self._responses.put(None)
 
@@ -133,7 +140,9 @@ class _Stream:
                     if self._is_ended or self.cancelled:
                         return
                     self._unanswered += 1
-                self._take(message)
+                    reply = _StreamReply(self, message)
+                    self._replies.add(reply)
+                self._take(message, reply)
         except grpc.RpcError:
             return  # the client has gone
         except Exception as error:
@@ -143,12 +152,13 @@ class _Stream:
         finally:
             self.end()
 
-    def _take(self, message: bytes) -> None:
-        reply = _StreamReply(self, message)
+    def _take(self, message: bytes, reply: _StreamReply) -> None:
         remaining = self._context.time_remaining()
         deadline = float("inf") if remaining is None else time.time() + remaining
         try:
-            self._frontend.take(message, reply, deadline)
+            reply.on_cancel = self._frontend.take(message, reply, deadline)
+            if self.cancelled:  # before there was anyone to tell
+                reply.cancel()
         except ServingError as error:
             _LOGGER.info("ModelStreamInfer: %s: %s", error.status.name, error)
             reply.fail(error)
@@ -163,13 +173,18 @@ class _StreamReply:
     def __init__(self, stream: _Stream, message: bytes) -> None:
         self._stream = stream
         self._message = message
+        self.on_cancel: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        if self.on_cancel is not None:
+            self.on_cancel()
 
     @property
     def cancelled(self) -> bool:
         return self._stream.cancelled
 
     def respond(self, message: bytes) -> None:
-        self._stream.answer(length_delimited(_INFER_RESPONSE, message))
+        self._stream.answer(self, length_delimited(_INFER_RESPONSE, message))
 
     def fail(self, error: ServingError) -> None:
         try:
@@ -180,4 +195,4 @@ class _StreamReply:
             error_message=status_message(error).message,
             infer_response=protocol.ModelInferResponse(id=identifier),
         )
-        self._stream.answer(response.SerializeToString())
+        self._stream.answer(self, response.SerializeToString())

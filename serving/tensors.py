@@ -26,17 +26,18 @@ from slipway.serving.datatypes import DATATYPES, Datatype
 from slipway.serving.errors import (
     FieldViolation,
     InvalidRequestError,
-    UnsupportedError,
     quoted,
 )
 
 __all__ = [
     "TensorHeader",
     "check_contents",
+    "elements_problem",
     "make_batch",
     "make_tensor",
     "read_headers",
     "read_typed_contents",
+    "size_problem",
     "tensor_contents",
 ]
 
@@ -88,17 +89,10 @@ def read_headers(subject: str, request: protocol.ModelInferRequest) -> dict[str,
 
     Raises:
       InvalidRequestError: naming every duplicate, unknown datatype and impossible shape.
-      UnsupportedError: an input lies in shared memory.
     """
     headers: dict[str, TensorHeader] = {}
     problems: list[FieldViolation] = []
     for position, item in enumerate(request.inputs):
-        for parameter in item.parameters:
-            if parameter.startswith("shared_memory_"):
-                raise UnsupportedError(
-                    f"Client shared memory is disabled: input {quoted(item.name)} has the "
-                    f"parameter {quoted(parameter)}, and this server takes tensors only in requests"
-                )
         where = f"inputs[{item.name}]"
         if item.name in headers:
             problems.append(
@@ -125,7 +119,10 @@ def read_headers(subject: str, request: protocol.ModelInferRequest) -> dict[str,
 
 
 def check_contents(
-    subject: str, headers: Sequence[TensorHeader], contents: Sequence[memoryview]
+    subject: str,
+    headers: Sequence[TensorHeader],
+    contents: Sequence[memoryview],
+    positions: Sequence[int],
 ) -> None:
     """Checks raw contents against the headers they belong to.
 
@@ -133,33 +130,47 @@ def check_contents(
       subject: the model and version, for messages.
       headers: of inputs, found legal by the contract.
       contents: the elements of each.
+      positions: the index of each in raw_input_contents.
 
     Raises:
       InvalidRequestError: naming every input whose contents do not fit its header.
     """
     problems: list[FieldViolation] = []
-    for header, content in zip(headers, contents, strict=True):
+    for header, content, position in zip(headers, contents, positions, strict=True):
         if content.nbytes != header.size:
-            problem = (
-                f"input byte size mismatch for input {quoted(header.name)}: "
-                f"{header} takes {header.size} bytes, got {content.nbytes}"
-            )
-        elif header.datatype.dtype is torch.bool and header.size:
-            octets = np.frombuffer(content, np.uint8)
-            if octets.max() <= 1:
-                continue
-            position = int(np.argmax(octets > 1))
-            problem = (
-                f"input {quoted(header.name)} has datatype BOOL, whose elements are the bytes 0 "
-                f"and 1; element {position} is {octets[position]}"
-            )
+            problem: str | None = size_problem(header, content.nbytes)
+        elif header.datatype.dtype is torch.bool:
+            problem = elements_problem(header, content)
         else:
             continue
-        problems.append(
-            FieldViolation(f"raw_input_contents[{header.position}]", problem, "CONTENTS")
-        )
+        if problem is not None:
+            problems.append(FieldViolation(f"raw_input_contents[{position}]", problem, "CONTENTS"))
     if problems:
         raise InvalidRequestError.of(subject, problems)
+
+
+def size_problem(header: TensorHeader, size: int) -> str | None:
+    """Returns why an input cannot have `size` bytes, or None."""
+    if size == header.size:
+        return None
+    return (
+        f"input byte size mismatch for input {quoted(header.name)}: "
+        f"{header} takes {header.size} bytes, got {size}"
+    )
+
+
+def elements_problem(header: TensorHeader, content: memoryview) -> str | None:
+    """Returns why bytes, as many as an input takes, are no elements of its datatype, or None."""
+    if header.datatype.dtype is not torch.bool or not header.size:
+        return None
+    octets = np.frombuffer(content, np.uint8)
+    if octets.max() <= 1:
+        return None
+    position = int(np.argmax(octets > 1))
+    return (
+        f"input {quoted(header.name)} has datatype BOOL, whose elements are the bytes 0 and 1; "
+        f"element {position} is {octets[position]}"
+    )
 
 
 def read_typed_contents(

@@ -11,16 +11,32 @@ from hypothesis import given
 
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.datatypes import DATATYPES, Datatype, datatype_of
-from slipway.serving.errors import InvalidRequestError, UnsupportedError
-from slipway.serving.tensors import decode_inputs, encode_tensor, read_headers
+from slipway.serving.errors import InvalidRequestError
+from slipway.serving.tensors import (
+    check_contents,
+    make_batch,
+    make_tensor,
+    read_headers,
+    read_typed_contents,
+    tensor_contents,
+)
 
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 datatypes = pytest.mark.parametrize("datatype", DATATYPES.values(), ids=DATATYPES)
 
 
 def decode(request: protocol.ModelInferRequest) -> list[torch.Tensor]:
-    headers = read_headers("m", request)
-    return decode_inputs("m", request, headers, headers)
+    headers = list(read_headers("m", request).values())
+    if request.raw_input_contents:
+        contents = list(map(memoryview, request.raw_input_contents))
+        check_contents("m", headers, contents, range(len(headers)))
+    else:
+        contents = read_typed_contents("m", request, headers)
+    return list(map(make_tensor, headers, contents))
+
+
+def encode(tensor: torch.Tensor) -> bytes:
+    return tensor_contents(tensor).tobytes()
 
 
 def raw_request(datatype: str, shape: tuple[int, ...], raw: bytes) -> protocol.ModelInferRequest:
@@ -69,7 +85,7 @@ def test_raw_contents_come_back_bit_by_bit(
     (tensor,) = decode(raw_request(datatype.name, shape, raw))
     assert tensor.dtype is datatype.dtype
     assert tensor.shape == shape
-    assert encode_tensor(tensor) == raw
+    assert encode(tensor) == raw
 
 
 @pytest.mark.parametrize("name", [name for name, item in DATATYPES.items() if item.contents_field])
@@ -86,7 +102,7 @@ def test_typed_contents_are_the_same_tensor_as_raw(
     (tensor,) = decode(typed_request(name, shape, **{datatype.contents_field: values.tolist()}))
     assert tensor.dtype is datatype.dtype
     assert tensor.shape == shape
-    assert encode_tensor(tensor) == values.tobytes()
+    assert encode(tensor) == values.tobytes()
 
 
 def test_a_decoded_tensor_can_be_written_to_without_changing_the_request() -> None:
@@ -108,7 +124,7 @@ def test_outputs_of_any_layout_are_encoded_row_major(layout: str) -> None:
         "scalar": base[1, 1],
         "grad": torch.ones(2, requires_grad=True) * 2,
     }[layout]
-    assert encode_tensor(tensor) == tensor.detach().contiguous().numpy().tobytes()
+    assert encode(tensor) == tensor.detach().contiguous().numpy().tobytes()
 
 
 def test_shapes_with_negative_sizes_are_refused() -> None:
@@ -155,12 +171,26 @@ def test_duplicate_inputs_are_refused_and_all_problems_named_at_once() -> None:
     assert str(caught.value).startswith("m refused the request for 3 reasons:\n- ")
 
 
-def test_shared_memory_is_not_supported() -> None:
-    request = protocol.ModelInferRequest()
-    item = request.inputs.add(name="x", datatype="FP32", shape=[1])
-    item.parameters["shared_memory_region"].string_param = "region"
-    with pytest.raises(UnsupportedError, match="Client shared memory is disabled"):
-        read_headers("m", request)
+@datatypes
+@given(data=st.data())
+def test_a_batch_is_the_concatenation_of_its_tensors(
+    datatype: Datatype, data: st.DataObject
+) -> None:
+    axis = data.draw(st.integers(0, 2))
+    sizes = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
+    shape = data.draw(st.lists(st.integers(0, 3), min_size=3, max_size=3))
+    tensors, headers, contents = [], [], []
+    for size in sizes:
+        shape[axis] = size
+        raw = random_bytes(data, datatype, tuple(shape))
+        request = raw_request(datatype.name, tuple(shape), raw)
+        tensors += decode(request)
+        headers += read_headers("m", request).values()
+        contents.append(memoryview(raw))
+    batch = make_batch(headers, contents, axis)
+    expected = torch.cat(tensors, dim=axis)
+    assert batch.shape == expected.shape
+    assert encode(batch) == encode(expected)
 
 
 @pytest.mark.parametrize("size", [0, 4, 7, 12])
@@ -168,22 +198,6 @@ def test_byte_counts_that_differ_from_the_shape_are_refused(size: int) -> None:
     text = refusal(lambda: decode(raw_request("FP32", (2,), b"\0" * size)))
     assert "input byte size mismatch for input 'x'" in text
     assert text.endswith(f"shape [2] of FP32 takes 8 bytes, got {size}")
-
-
-@pytest.mark.parametrize("entries", [1, 3])
-def test_raw_entries_must_be_as_many_as_inputs(entries: int) -> None:
-    request = protocol.ModelInferRequest(raw_input_contents=[b"\0"] * entries)
-    for name in "xy":
-        request.inputs.add(name=name, datatype="UINT8", shape=[1])
-    text = refusal(lambda: decode(request))
-    assert f"raw_input_contents has {entries} entries for 2 inputs" in text
-
-
-def test_raw_and_typed_contents_must_not_be_mixed() -> None:
-    request = typed_request("FP32", (1,), fp32_contents=[1.0])
-    request.raw_input_contents.append(b"\0" * 4)
-    text = refusal(lambda: decode(request))
-    assert "contents field must not be specified when using raw_input_contents for 'x'" in text
 
 
 def test_bool_bytes_must_be_zero_or_one() -> None:

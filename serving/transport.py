@@ -170,6 +170,9 @@ class InferenceTransport:
         with self._state.lock:
             self._state.server.start()
             self._state.stage = _server._ServerStage.STARTED
+            # Generated servicers, such as health, name their methods to gRPC itself.
+            for method in self._state.registered_method_handlers:
+                _server._request_registered_call(self._state, method)
             _server._request_call(self._state)
         threading.Thread(target=self._serve, name="transport", daemon=True).start()
 

@@ -11,7 +11,7 @@ import torch
 from tritonclient.grpc import InferenceServerClient, InferRequestedOutput, service_pb2
 
 from slipway.serving.datatypes import DATATYPES
-from slipway.serving.tensors import encode_tensor
+from slipway.serving.tensors import tensor_contents
 from slipway.tests.serving.programs import AFFINE_WEIGHT, LOOKUP_TABLE
 from slipway.tests.serving.requests import call, infer_request, tensor
 
@@ -96,7 +96,7 @@ def test_every_datatype_that_has_typed_contents_goes_in_typed(channel: grpc.Chan
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         datatype = DATATYPES[output.datatype]
         values = torch.tensor([1, 0] if datatype.contents_field else [], dtype=datatype.dtype)
-        assert raw == encode_tensor(values)
+        assert raw == tensor_contents(values)
 
 
 def test_typed_contents_are_answered(channel: grpc.Channel) -> None:

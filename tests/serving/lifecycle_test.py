@@ -124,7 +124,19 @@ def test_a_device_that_is_not_there_is_exit_code_2(repository: Path) -> None:
 
 @pytest.mark.parametrize(
     "flag",
-    ["--port=65536", "--port=x", "--workers=0", "--grace-seconds=-1", "--log-level=loud"],
+    [
+        "--port=65536",
+        "--port=x",
+        "--instances=0",
+        "--threads=-1",
+        "--max-batch-size=0",
+        "--batch-delay-ms=-1",
+        "--max-queue-requests=0",
+        "--max-queue-bytes=0",
+        "--max-request-bytes=x",
+        "--grace-seconds=-1",
+        "--log-level=loud",
+    ],
 )
 def test_flags_out_of_range_are_exit_code_2(repository: Path, flag: str) -> None:
     result = run_server(f"--repository={repository}", flag)

@@ -23,7 +23,13 @@ IMPLEMENTED = {
     "ModelMetadata",
     "ModelConfig",
     "ModelInfer",
+    "ModelStreamInfer",
+    "ModelStatistics",
     "RepositoryIndex",
+    "SystemSharedMemoryStatus",
+    "SystemSharedMemoryRegister",
+    "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryUnregister",
 }
 
 
@@ -49,7 +55,11 @@ def test_server_metadata_names_only_what_is_implemented(client: InferenceServerC
     metadata = client.get_server_metadata()
     assert metadata.name == "slipway"
     assert metadata.version
-    assert list(metadata.extensions) == ["binary_tensor_data", "model_configuration"]
+    assert list(metadata.extensions) == [
+        "binary_tensor_data",
+        "model_configuration",
+        "statistics",
+    ]
 
 
 def test_model_metadata_comes_from_the_contract(client: InferenceServerClient) -> None:
@@ -107,12 +117,26 @@ def test_the_repository_index_can_be_of_ready_versions_only(channel: grpc.Channe
 def test_the_rest_of_the_protocol_is_unimplemented(channel: grpc.Channel, method: str) -> None:
     path = f"/{SERVICE.full_name}/{method}"
     with pytest.raises(grpc.RpcError) as caught:
-        if SERVICE.methods_by_name[method].client_streaming:
-            list(channel.stream_stream(path)(iter([b""]), timeout=60))
-        else:
-            channel.unary_unary(path)(b"", timeout=60)
+        channel.unary_unary(path)(b"", timeout=60)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert caught.value.details() == f"{method} is not implemented by this server"
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"],
+)
+def test_shared_memory_is_off_unless_it_is_allowed(channel: grpc.Channel, method: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(f"/{SERVICE.full_name}/{method}")(b"", timeout=60)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert caught.value.details() == (
+        "Client shared memory is disabled: start the server with --allow-client-shared-memory"
+    )
+
+
+def test_there_is_never_cuda_shared_memory_to_unregister(client: InferenceServerClient) -> None:
+    client.unregister_cuda_shared_memory()
 
 
 def test_health_is_of_the_server_and_of_each_model(channel: grpc.Channel) -> None:
