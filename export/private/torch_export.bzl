@@ -38,6 +38,8 @@ def _torch_export_impl(ctx):
     roots = [root for target in python for root in import_roots(ctx, target)]
     arguments.add_all(roots, before_each = "--import_root", uniquify = True)
     arguments.add_all(custom_ops.modules, before_each = "--custom_ops")
+    for file in ctx.files.weights:
+        arguments.add_all("--weights", [label_text(file.owner), file.path])
     arguments.add("--output", program.path)
 
     ctx.actions.run(
@@ -46,7 +48,10 @@ def _torch_export_impl(ctx):
         executable = ctx.executable.exporter,
         arguments = [arguments],
         inputs = depset(transitive = [
-            depset(ctx.files.data),
+            depset(ctx.files.data + ctx.files.weights),
+        ] + [
+            target[DefaultInfo].default_runfiles.files
+            for target in ctx.attr.data
         ] + [
             target[PyInfo].transitive_sources
             for target in python
@@ -102,7 +107,7 @@ Example:
         ),
         "data": attr.label_list(
             allow_files = True,
-            doc = "Files that the entry point reads, by their path from the workspace's root.",
+            doc = "Files that the entry point reads, beside those in `data` of the model's py_library. `slipway.export.data_path(\"//models:settings.json\")` says where a file is, whether it is checked in or made by the build.",
         ),
         "entry_point": attr.string(
             mandatory = True,
@@ -119,6 +124,20 @@ Example:
             mandatory = True,
             allow_files = True,
             doc = "A py_library with the module of the entry point and what it imports.",
+        ),
+        "weights": attr.label_list(
+            allow_files = [
+                ".bin",
+                ".index.json",
+                ".pt",
+                ".pth",
+                ".safetensors",
+            ],
+            doc = """The files of a checkpoint, which is loaded into the module that the entry point returns. The module is made with weights of any values, or none, under `torch.device("meta")`; names and shapes must agree exactly.
+
+- one file `.safetensors`;
+- one file `.pt`, `.pth` or `.bin` that `torch.save(model.state_dict(), ...)` wrote, from which only tensors are read, so that no checkpoint runs code;
+- several of them, which are shards, with or without the index `.index.json` that Hugging Face writes beside them.""",
         ),
     } | OUTPUT_GROUP_ATTRIBUTES,
     provides = [TorchProgramInfo],
