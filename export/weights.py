@@ -88,7 +88,7 @@ def load_files(module: object, files: Sequence[CheckpointFile]) -> None:
             error,
         ) from error
     missing = [key for key in result.missing_keys if key not in misfits]
-    _require_fit(module, name, missing, result.unexpected_keys, list(misfits.values()))
+    _require_fit(module, name, missing, sorted(result.unexpected_keys), list(misfits.values()))
     if on_meta:
         for names in ties:
             _tie(module, names)
@@ -150,7 +150,7 @@ def _tie(module: torch.nn.Module, names: Sequence[str]) -> None:
 def _misfits(wanted: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, str]:
     """Returns what is wrong with tensors that the module has under the same name, by name."""
     found = {}
-    for name, value in state.items():
+    for name, value in sorted(state.items()):
         target = wanted.get(name)
         if not isinstance(value, torch.Tensor) or not isinstance(target, torch.Tensor):
             continue

@@ -125,7 +125,7 @@ Example:
             allow_files = True,
             doc = "A py_library with the module of the entry point and what it imports.",
         ),
-        "weights": attr.label_list(
+        "weights": attr.label(
             allow_files = [
                 ".bin",
                 ".index.json",
@@ -133,11 +133,7 @@ Example:
                 ".pth",
                 ".safetensors",
             ],
-            doc = """The files of a checkpoint, which is loaded into the module that the entry point returns. The module is made with weights of any values, or none, under `torch.device("meta")`; names and shapes must agree exactly.
-
-- one file `.safetensors`;
-- one file `.pt`, `.pth` or `.bin` that `torch.save(model.state_dict(), ...)` wrote, from which only tensors are read, so that no checkpoint runs code;
-- several of them, which are shards, with or without the index `.index.json` that Hugging Face writes beside them.""",
+            doc = "A checkpoint, which is loaded into the module that the entry point returns: a `.safetensors` file; a `.pt`, `.pth` or `.bin` file that `torch.save(model.state_dict(), ...)` wrote, from which only tensors are read, so that no checkpoint runs code; or a filegroup of several, which are shards, with or without the index `.index.json` that Hugging Face writes beside them. The entry point makes the module with weights of any values, or without, under `torch.device(\"meta\")`. Names and shapes must agree exactly.",
         ),
     } | OUTPUT_GROUP_ATTRIBUTES,
     provides = [TorchProgramInfo],
