@@ -38,6 +38,11 @@ def test_settings_are_read_from_files_checked_in_and_made() -> None:
     assert load(path("configured"))(torch.ones(1, 3)).tolist() == [[15.0] * 3]
 
 
+@pytest.mark.parametrize("name", ["from_all_repositories", "from_its_own_repository"])
+def test_a_model_may_lie_in_another_repository(name: str) -> None:
+    assert load(path(name))(torch.ones(3)).tolist() == [1.5] * 3
+
+
 def test_the_format_of_the_checkpoint_is_not_in_the_program() -> None:
     contents = [
         {
