@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path, PurePosixPath
 
 from slipway.export.errors import ExportError, ExportErrorKind
 
 __all__ = ["data_path"]
+
+_LABEL = re.compile(r"(?:@@?(?P<repository>[^/@]*))?//(?P<package>[^:]*):(?P<name>[^:]+)")
 
 
 def data_path(label: str) -> Path:
@@ -28,25 +31,18 @@ def data_path(label: str) -> Path:
     Raises:
       ExportError: of the kind `INVALID_SPEC`; the text is no such label, or there is no such file.
     """
-    repository, separator, rest = label.removeprefix("@").removeprefix("@").partition("//")
-    package, colon, name = rest.partition(":")
-    path = PurePosixPath(package, name)
-    if (
-        not (separator and colon and name)
-        or label.startswith("@") != bool(repository)
-        or path.is_absolute()
-        or ".." in path.parts
-    ):
+    match = _LABEL.fullmatch(label)
+    path = PurePosixPath(match["package"], match["name"]) if match else PurePosixPath("..")
+    if match is None or path.is_absolute() or ".." in path.parts:
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
             f"{label!r} is not the label of a file",
             'write it whole: "//models/ranker:settings.json"',
         )
-    if repository:
+    places = [path]
+    if repository := match["repository"]:
         # As runfiles have them, and as actions have them.
         places = [PurePosixPath(repository, path), PurePosixPath("external", repository, path)]
-    else:
-        places = [path]
     for root in dict.fromkeys(["", *sys.path]):
         for place in places:
             found = Path(root).absolute() / place

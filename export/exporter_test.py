@@ -158,7 +158,7 @@ def run(workspace: Path, entry_point: str, output: Path, **environment: str) -> 
         ("models.broken:export_spec", "fails when it is imported: ZeroDivisionError", "mend"),
         ("models.unfinished:export_spec", "fails when it is imported: SyntaxError", "mend"),
         ("models.exits:export_spec", "fails when it is imported: SystemExit", "mend"),
-        ("models.model:nothing", "has no function 'nothing'", "breaks_its_own_spec, changes_the_dir"),
+        ("models.model:nothing", "has no function 'nothing'", "breaks_its_own_spec, changes_"),
         ("models.model", "has no function ''", "name one of its functions"),
         ("models.model:number", "'number'; that name is of type int", "name one of its"),
         (":export_spec", "fails when it is imported", "mend"),

@@ -33,6 +33,10 @@ def small() -> ExportSpec:
     )
 
 
+def quick() -> ExportSpec:
+    return ExportSpec(model=lambda x: x + 1, args=torch.ones(2), cases=0)
+
+
 def leaves_traces() -> ExportSpec:
     """Changes what a process shares: random states, modules, operators, environment, folder."""
     torch.manual_seed(99)
@@ -48,7 +52,7 @@ def leaves_traces() -> ExportSpec:
     Path(tempfile.gettempdir(), "left_behind").write_text("1")
     os.umask(0o077)
     os.chdir("/")
-    return ExportSpec(model=lambda x: x + 1, args=torch.ones(2))
+    return quick()
 
 
 def looks_for_traces() -> ExportSpec:
@@ -99,30 +103,30 @@ def recurses_when_it_is_called() -> ExportSpec:
 def prints() -> ExportSpec:
     print("a model may print")
     os.system("echo its programs too")
-    return small()
+    return quick()
 
 
 def prints_very_much() -> ExportSpec:
     for number in range(100_000):
         print(f"line {number} of very many that nobody will ever read")
-    return small()
+    return quick()
 
 
 def reads_standard_input() -> ExportSpec:
     assert sys.stdin.read() == ""
-    return small()
+    return quick()
 
 
 def starts_a_thread() -> ExportSpec:
     threading.Thread(target=time.sleep, args=[3600]).start()
-    return small()
+    return quick()
 
 
 def starts_a_process() -> ExportSpec:
     with subprocess.Popen(["sleep", "3600"]) as process:
         print(f"started {process.pid}")
         process.returncode = 0  # Not waited for.
-    return small()
+    return quick()
 
 
 def takes_long() -> ExportSpec:
