@@ -56,7 +56,7 @@ def load_weights(
 
 def load_files(module: object, files: Sequence[CheckpointFile]) -> None:
     """Loads a checkpoint into a module, as `load_weights` does. Raises: ExportError."""
-    name = files[0].name if len(files) == 1 else " ".join(file.name for file in files[:3])
+    name = ", ".join(file.name for file in files[:3])
     name += f" … ({len(files)} files)" if len(files) > 3 else ""
     if not isinstance(module, torch.nn.Module):
         raise invalid(

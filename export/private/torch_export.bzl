@@ -39,7 +39,11 @@ def _torch_export_impl(ctx):
     arguments.add_all(roots, before_each = "--import_root", uniquify = True)
     arguments.add_all(custom_ops.modules, before_each = "--custom_ops")
     for file in ctx.files.weights:
-        arguments.add_all("--weights", [label_text(file.owner), file.path])
+        # The label as the BUILD file has it: the owner of a generated file is the rule that made it.
+        name = label_text(ctx.attr.weights.label)
+        if len(ctx.files.weights) > 1:
+            name = "%s of %s" % (file.basename, name)
+        arguments.add_all("--weights", [name, file.path])
     arguments.add("--output", program.path)
 
     ctx.actions.run(
