@@ -63,9 +63,10 @@ class BatchingEvidence:
     seed: int
 
     def __str__(self) -> str:
+        settings = "1 setting" if self.settings == 1 else f"{self.settings} settings"
         return (
-            f"batches of {', '.join(map(str, self.batch_sizes))} rows for {self.settings} settings "
-            f"of other symbols: {self.comparisons} rows compared, {self.perturbations} perturbed"
+            f"batches of {', '.join(map(str, self.batch_sizes))} rows, {settings} of other "
+            f"symbols: {self.comparisons} rows compared, {self.perturbations} perturbed"
         )
 
 
@@ -117,10 +118,13 @@ class Batching:
     paddings: tuple[Padding, ...] = ()
 
     def __str__(self) -> str:
-        text = f"over {self.symbol}, to within {self.atol:g} + {self.rtol:g} * a row's largest"
+        text = (
+            f"over {self.symbol}, rows to within {self.atol:g} + {self.rtol:g} * their largest "
+            "magnitude"
+        )
         for padding in self.paddings:
             values = ", ".join(f"{name} with {value}" for name, value in padding.values.items())
-            text += f"; along {padding.symbol}, {values} can be padded"
+            text += f"; {padding.symbol} may be padded: {values}"
         return text
 
 

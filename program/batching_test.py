@@ -243,9 +243,9 @@ def test_it_is_described() -> None:
     file = ContractFile({"forward": CONTRACT})
     text = as_text(file, review=True)
     assert (
-        "  batching: over rows, to within 1e-05 + 0.0001 * a row's largest; along length, "
-        "tokens with -1, mask with False can be padded\n"
-        "  batching was tried with batches of 2, 3, 16 rows for 2 settings of other symbols: "
+        "  batching: over rows, rows to within 1e-05 + 0.0001 * their largest magnitude; "
+        "length may be padded: tokens with -1, mask with False\n"
+        "  tried with batches of 2, 3, 16 rows, 2 settings of other symbols: "
         "42 rows compared, 5 perturbed\n"
     ) in text
     batching = as_json(file, review=True)["methods"]["forward"]["batching"]

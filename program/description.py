@@ -88,7 +88,7 @@ def _method_lines(contract: Contract, *, sources: bool) -> Iterator[str]:
     yield f"{_INDENT}batch symbol: {batch or '(none)'}"
     if contract.batching is not None:
         yield f"{_INDENT}batching: {contract.batching}"
-        yield f"{_INDENT}batching was tried with {contract.batching.evidence}"
+        yield f"{_INDENT}tried with {contract.batching.evidence}"
     if contract.contiguous:
         yield f"{_INDENT}tensors must be contiguous"
     for note in contract.notes:

@@ -434,6 +434,7 @@ def load(
     *,
     custom_ops: Collection[str] = (),
     verify: Verification = "full",
+    snapshot: bool = False,
 ) -> Program:
     """Returns the program in a directory.
 
@@ -444,6 +445,8 @@ def load(
         register them must have been imported.
       verify: what of the weights is compared with what was written: "full", all bytes, by their
         SHA-256, or "sizes", of very large weights, how many there are and which tensors.
+      snapshot: whether to keep the weights in memory of this process, for a directory that others
+        may change or remove, rather than to map the files.
 
     Raises:
       CorruptProgramError: files are missing, truncated or malformed.
@@ -458,7 +461,7 @@ def load(
     container = read_container(directory)
     index = container.weights_index()
     try:
-        tensors = read_weights(directory, index, device, verify)
+        tensors = read_weights(directory, index, device, verify, snapshot=snapshot)
         return Program(
             container.contracts(),
             container.graphs(),

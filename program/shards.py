@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from slipway.program.errors import CorruptProgramError, DigestMismatchError
 from slipway.proto import program_pb2 as pb
 
-__all__ = ["Verification", "checked_path", "file_digest", "open_shard"]
+__all__ = ["Verification", "checked_path", "file_digest", "open_shard", "shard_snapshot"]
 
 Verification = Literal["full", "sizes"]
 """What is compared with what was written: all bytes by their SHA-256, or only how many there are.
@@ -64,12 +66,51 @@ def checked_path(folder: Path, shard: pb.Shard, verify: Verification = "full") -
             f"the {folder.name} {path} have {status.st_size} bytes; {shard.size} were written. "
             "Copy or build the program again"
         )
-    if verify == "full" and file_digest(path) != shard.sha256:
+    if verify == "full":
+        _check_digest(path, path, shard)
+    return path
+
+
+@contextlib.contextmanager
+def shard_snapshot(path: Path, shard: pb.Shard, verify: Verification) -> Iterator[Path]:
+    """Yields the path of a copy of a shard in memory, which no change of the file reaches.
+
+    It is gone when the block ends, except for what has been mapped of it.
+
+    Args:
+      path: as `checked_path` gave it.
+      shard: its size and its digest.
+      verify: whether to compare the digest, of the copy.
+
+    Raises:
+      CorruptProgramError: the file cannot be read, or has become shorter.
+      DigestMismatchError: it has been altered.
+    """
+    descriptor = os.memfd_create(shard.file)
+    try:
+        copy = Path(f"/proc/self/fd/{descriptor}")
+        try:
+            with path.open("rb") as file:
+                left = shard.size
+                while left and (sent := os.sendfile(descriptor, file.fileno(), None, left)):
+                    left -= sent
+        except OSError as error:
+            raise CorruptProgramError(f"cannot copy {path}: {error.strerror}") from error
+        if left:
+            raise CorruptProgramError(f"{path} became {left} bytes shorter while it was read")
+        if verify == "full":
+            _check_digest(copy, path, shard)
+        yield copy
+    finally:
+        os.close(descriptor)
+
+
+def _check_digest(path: Path, name: Path, shard: pb.Shard) -> None:
+    if file_digest(path) != shard.sha256:
         raise DigestMismatchError(
-            f"the {folder.name} {path} are not those that were written (SHA-256 differs); "
+            f"the {name.parent.name} {name} are not those that were written (SHA-256 differs); "
             "copy or build the program again"
         )
-    return path
 
 
 def open_shard(path: Path) -> safe_open:

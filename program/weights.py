@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,13 @@ from safetensors.torch import save_file
 from slipway.program.contract_codec import scalar_type_from_proto
 from slipway.program.errors import CorruptProgramError, ProgramError
 from slipway.program.scalar_types import ScalarType
-from slipway.program.shards import Verification, checked_path, file_digest, open_shard
+from slipway.program.shards import (
+    Verification,
+    checked_path,
+    file_digest,
+    open_shard,
+    shard_snapshot,
+)
 from slipway.program.torch_types import from_torch, to_torch
 from slipway.proto import program_pb2 as pb
 
@@ -108,6 +115,8 @@ def read_weights(
     index: pb.WeightsIndex,
     device: torch.device,
     verify: Verification = "full",
+    *,
+    snapshot: bool = False,
 ) -> list[torch.Tensor]:
     """Returns the tensors of an index, in its order, on a device.
 
@@ -120,6 +129,7 @@ def read_weights(
       index: which tensors lie in which file.
       device: where to put them.
       verify: what of the files is compared with what was written.
+      snapshot: whether to copy the files into memory first.
 
     Raises:
       CorruptProgramError: a file is missing or short, or holds other tensors than the index says.
@@ -134,10 +144,15 @@ def read_weights(
         contents[weight.shard].append(weight)
     tensors: dict[str, torch.Tensor] = {}
     for shard, weights in zip(index.shards, contents, strict=True):
-        path = checked_path(directory / WEIGHTS_DIRECTORY, shard, verify)
-        opened = open_shard(path)
-        for weight in weights:
-            tensors[weight.name] = _read_weight(opened, path, weight).to(device)
+        folder = directory / WEIGHTS_DIRECTORY
+        with contextlib.ExitStack() as stack:
+            path = checked_path(folder, shard, "sizes" if snapshot else verify)
+            source = path
+            if snapshot:
+                source = stack.enter_context(shard_snapshot(path, shard, verify))
+            opened = open_shard(source)
+            for weight in weights:
+                tensors[weight.name] = _read_weight(opened, path, weight).to(device)
     return [tensors[weight.name] for weight in index.weights]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from slipway.program import Contract
+from slipway.program.torch_types import to_torch
 from slipway.serving.errors import DeviceError, InternalError, ResourceExhaustedError, ServingError
 from slipway.serving.instance import Instance
 from slipway.serving.request_queue import PendingRequest
@@ -18,6 +19,8 @@ from slipway.serving.tensors import make_batch, make_tensor, tensor_contents
 __all__ = ["BatchExecutor"]
 
 _LOGGER = logging.getLogger(__name__)
+
+_KEPT_BINDINGS = 16
 
 _Results = tuple[list[tuple[int, ...]], list[memoryview]]
 """The shape and the elements of each output for one request."""
@@ -35,6 +38,7 @@ class BatchExecutor:
         self.contract = contract
         self.statistics = statistics
         self._instance = instance
+        self._recent: dict[tuple[int, ...], None] = {}
         self._batch_symbol = 0
         self._input_axes: tuple[int, ...] = ()
         self._output_axes: tuple[int, ...] = ()
@@ -99,6 +103,38 @@ class BatchExecutor:
             failure = InternalError(f"{self.subject} failed; the server's log has the cause")
         self.fail(batch[0], failure)
 
+    @property
+    def recent_bindings(self) -> list[tuple[int, ...]]:
+        """Returns the values of the contract's symbols in the latest batches, each once."""
+        return list(self._recent)
+
+    def warm_up(self, bindings: Iterable[tuple[int, ...]]) -> None:
+        """Runs the model on zeros of these sizes, so that the first requests need not wait.
+
+        Args:
+          bindings: values of the contract's symbols; those that it forbids are passed over.
+        """
+        for binding in bindings:
+            if len(binding) != len(self.contract.symbols) or not self.contract.is_legal(binding):
+                continue
+            tensors = [
+                torch.zeros(
+                    [size.evaluate(binding) for size in spec.shape],
+                    dtype=to_torch(spec.dtype),
+                )
+                for spec in self.contract.tensor_inputs.values()
+            ]
+            try:
+                self._instance.run(tensors)
+            except ServingError:
+                pass  # zeros may mean nothing to the model
+            else:
+                self._recent[binding] = None
+
+    def release(self) -> None:
+        """Lets go of the program; no batch may come any more."""
+        self._instance.release()
+
     def fail(self, pending: PendingRequest, error: ServingError) -> None:
         """Answers a request with an error."""
         self.statistics.failed(time.monotonic() - pending.arrived)
@@ -118,6 +154,10 @@ class BatchExecutor:
     def _run(self, batch: Sequence[PendingRequest], times: StageTimes) -> list[_Results]:
         started = time.monotonic()
         binding = self._binding(batch)
+        if binding not in self._recent:
+            while len(self._recent) >= _KEPT_BINDINGS:
+                del self._recent[next(iter(self._recent))]
+            self._recent[binding] = None
         tensors = self._inputs(batch, binding)
         staged = time.monotonic()
         outputs = self._instance.run(tensors)

@@ -7,6 +7,8 @@
         │   └── ContractError       INVALID_ARGUMENT    it breaks the program's contract
         ├── NotFoundError           NOT_FOUND           no such model or version
         ├── UnsupportedError        UNIMPLEMENTED       a part of the protocol that is not served
+        ├── PermissionDeniedError   PERMISSION_DENIED   not for this caller
+        ├── PreconditionError       FAILED_PRECONDITION not the way this server is run
         ├── UnavailableError        UNAVAILABLE         loading or draining: try again, or elsewhere
         ├── ResourceExhaustedError  RESOURCE_EXHAUSTED  too large for the device or the protocol
         │   └── OverloadedError     RESOURCE_EXHAUSTED  more work than can be done: try again later
@@ -43,6 +45,8 @@ __all__ = [
     "InvalidRequestError",
     "NotFoundError",
     "OverloadedError",
+    "PermissionDeniedError",
+    "PreconditionError",
     "ResourceExhaustedError",
     "ServingError",
     "StartupError",
@@ -145,6 +149,18 @@ class UnsupportedError(ServingError):
     """The request needs a part of the protocol that this server does not have."""
 
     status = grpc.StatusCode.UNIMPLEMENTED
+
+
+class PermissionDeniedError(ServingError):
+    """The caller may not ask for this."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
+
+
+class PreconditionError(ServingError):
+    """The server is not run in a way in which this can be done."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class UnavailableError(ServingError):

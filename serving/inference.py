@@ -14,7 +14,7 @@ from slipway.serving.plan import InferenceRequest
 from slipway.serving.repository import Repository
 from slipway.serving.request_queue import PendingRequest, Reply
 from slipway.serving.request_reader import RequestReader
-from slipway.serving.scheduler import Scheduler
+from slipway.serving.scheduler import ClosedError, Scheduler
 from slipway.serving.transport import WireCall
 
 __all__ = ["InferenceFrontend"]
@@ -106,17 +106,24 @@ class InferenceFrontend:
         reader = getattr(self._local, "reader", None)
         if reader is None:
             reader = self._local.reader = RequestReader(self._repository)
-        request: InferenceRequest = reader.read(message)
-        plan = request.plan
-        expires = math.inf
-        if deadline < math.inf:
-            expires = arrived + deadline - time.time()
-        if plan.timeout:
-            expires = min(expires, arrived + plan.timeout)
-        pending = PendingRequest(request, reply, arrived, expires)
-        scheduler = plan.model.scheduler
-        scheduler.submit(pending)
-        return scheduler, pending
+        while True:
+            generation = self._repository.generation
+            request: InferenceRequest = reader.read(message)
+            plan = request.plan
+            expires = math.inf
+            if deadline < math.inf:
+                expires = arrived + deadline - time.time()
+            if plan.timeout:
+                expires = min(expires, arrived + plan.timeout)
+            pending = PendingRequest(request, reply, arrived, expires)
+            scheduler = plan.model.scheduler
+            try:
+                scheduler.submit(pending)
+            except ClosedError:
+                if self._repository.generation == generation:
+                    raise
+                continue  # another version has taken its place in between
+            return scheduler, pending
 
     def _take_large(self, call: WireCall, message: bytes) -> None:
         try:

@@ -62,6 +62,10 @@ class Instance:
         except (MemoryError, RuntimeError, IndexError, ValueError) as error:
             raise self._translated(error) from error
 
+    def release(self) -> None:
+        """Lets go of the program; no call may come any more."""
+        del self._method
+
     def _translated(self, error: Exception) -> ServingError:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
             error

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slipway.serving.errors import StartupError
+from slipway.serving.versions import VersionPolicy
 
 __all__ = ["main"]
 
@@ -45,7 +46,9 @@ def _serve(options: argparse.Namespace) -> int:
     import torch
 
     from slipway.program.custom_ops import CustomOpsError, load_custom_ops
+    from slipway.serving.control import ControlMode
     from slipway.serving.devices import resolve_device
+    from slipway.serving.loader import Loader
     from slipway.serving.model import Environment
     from slipway.serving.repository import Repository
     from slipway.serving.scheduler import MemoryBudget, SchedulingOptions
@@ -61,9 +64,14 @@ def _serve(options: argparse.Namespace) -> int:
     except CustomOpsError as error:
         raise StartupError(str(error), exit_code=2) from error
     torch.set_num_threads(options.threads or max(1, _processors() // options.instances))
+    mode = ControlMode(options.model_control)
     repository = Repository(
         _absolute(options.repository),
-        options.verify,
+        default_policy=options.version_policy,
+        only=options.load_model if mode is ControlMode.EXPLICIT else None,
+    )
+    loader = Loader(
+        device,
         Environment(
             SchedulingOptions(
                 instances=options.instances,
@@ -75,11 +83,15 @@ def _serve(options: argparse.Namespace) -> int:
             MemoryBudget(options.max_request_bytes),
             on_device_failure,
         ),
+        custom_ops=custom_ops,
+        verification=options.verify,
+        snapshot=mode is not ControlMode.FIXED,
+        swaps=options.when_memory_is_short == "swap",
     )
-    server = InferenceServer(repository)
+    server = InferenceServer(repository, loader, mode, options.poll_seconds)
     address = server.start(options.host, options.port)
-    count = server.load(device, stop.is_set, custom_ops)
-    if count:
+    count = server.load(stop.is_set)
+    if count or (mode is ControlMode.EXPLICIT and not stop.is_set()):
         print(f"slipway: serving {count} programs at {address}", flush=True)
         stop.wait()
     elif not stop.is_set():
@@ -145,6 +157,43 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="MODULE",
         help="a Python module that registers operators which programs may call; repeatable",
+    )
+    repository = parser.add_argument_group("the repository")
+    repository.add_argument(
+        "--version-policy",
+        default=VersionPolicy(),
+        type=_version_policy,
+        metavar="POLICY",
+        help="which versions of a model are served: all, latest:N, or versions as in 3,5 "
+        "(default: %(default)s)",
+    )
+    repository.add_argument(
+        "--model-control",
+        default="fixed",
+        choices=["fixed", "poll", "explicit"],
+        help="whether what is served follows the repository: never, by looking again and again, or "
+        "when RepositoryModelLoad and RepositoryModelUnload ask for it (default: %(default)s)",
+    )
+    repository.add_argument(
+        "--poll-seconds",
+        default=5.0,
+        type=_seconds,
+        metavar="S",
+        help="between two looks, with --model-control=poll (default: %(default)g)",
+    )
+    repository.add_argument(
+        "--load-model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a model to load at the start, with --model-control=explicit; repeatable",
+    )
+    repository.add_argument(
+        "--when-memory-is-short",
+        default="refuse",
+        choices=["refuse", "swap"],
+        help="what becomes of a version that does not fit beside the one that it replaces: it is "
+        "not loaded, or takes its place with a gap in between (default: %(default)s)",
     )
     parser.add_argument(
         "--verify",
@@ -227,6 +276,13 @@ def _absolute(directory: Path) -> Path:
 
 def _port(text: str) -> int:
     return _bounded(text, int(text), 0, 65535)
+
+
+def _version_policy(text: str) -> VersionPolicy:
+    try:
+        return VersionPolicy.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

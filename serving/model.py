@@ -51,7 +51,8 @@ class Model:
       signature: what clients are told of it.
       device: where it runs.
       statistics: of its requests.
-      scheduler: what runs them.
+      executor: what runs them.
+      scheduler: when they run.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Model:
     signature: Signature
     device: torch.device
     statistics: ModelStatistics
+    executor: BatchExecutor
     scheduler: Scheduler
 
     @property
@@ -144,6 +146,7 @@ def models_of(
                 signature=signatures[method_name],
                 device=device,
                 statistics=statistics,
+                executor=executor,
                 scheduler=Scheduler(
                     executor, options, environment.memory, environment.on_device_failure
                 ),

@@ -40,6 +40,7 @@ class Plan:
       group: what requests must agree in to share a batch: the values of the other symbols; None for
         a request that runs alone.
       binding: the values of all symbols.
+      is_routed: whether requests with the same header may go to other versions, by their id.
     """
 
     model: Model
@@ -52,6 +53,7 @@ class Plan:
     rows: int
     group: tuple[int, ...] | None
     binding: tuple[int, ...]
+    is_routed: bool = False
     _response_headers: dict[tuple[tuple[int, ...], ...], bytes] = field(default_factory=dict)
 
     def response(

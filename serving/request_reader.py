@@ -64,6 +64,11 @@ class RequestReader:
             self._generation = self._repository.generation
             self._plans.clear()
         kept = self._plans.get(header)
+        if kept is not None and kept[0].is_routed:
+            # The same header goes to several versions, by the id.
+            name = kept[0].model.name
+            model = self._repository.find(name, "", identifier)
+            kept = self._plans.get(b"%d:%b" % (model.version, header))
         if kept is not None and kept[1] == len(raw):
             plan = kept[0]
             contents: Sequence[memoryview] = [raw[position] for position in plan.positions]
@@ -73,16 +78,19 @@ class RequestReader:
             request = protocol.ModelInferRequest.FromString(header)
         except DecodeError:
             raise not_a_request(message) from None
-        plan = self._plan(request)
+        plan = self._plan(request, identifier)
         contents = self._contents(plan, request, raw)
         if raw and len(header) <= _KEPT_HEADER_SIZE:
             if len(self._plans) >= _KEPT_PLANS:
                 self._plans.clear()  # rare, and simpler than to find out which is used least
             self._plans[header] = plan, len(raw)
+            if plan.is_routed:
+                self._plans[b"%d:%b" % (plan.model.version, header)] = plan, len(raw)
         return InferenceRequest(plan, identifier, contents, len(message))
 
-    def _plan(self, request: protocol.ModelInferRequest) -> Plan:
-        model = self._repository.find(request.model_name, request.model_version)
+    def _plan(self, request: protocol.ModelInferRequest, identifier: bytes) -> Plan:
+        name, version = request.model_name, request.model_version
+        model = self._repository.find(name, version, identifier)
         headers = read_headers(model.subject, request)
         outputs = _requested_outputs(model, request)
         wants_digest, priority, timeout = _parameters(model, request)
@@ -105,6 +113,7 @@ class RequestReader:
             rows=rows,
             group=group,
             binding=binding,
+            is_routed=not version and self._repository.is_split(name),
         )
 
     def _contents(

@@ -29,6 +29,8 @@ __all__ = ["Implementation", "generic_handler"]
 
 _LOGGER = logging.getLogger(__name__)
 
+_SLOW = ("RepositoryModelLoad", "RepositoryModelUnload")
+
 Implementation = Callable[[Any, grpc.ServicerContext], Message]
 """Takes a method's request and gives its response, or raises ServingError."""
 
@@ -41,6 +43,7 @@ def generic_handler(
     service: ServiceDescriptor,
     implementations: Mapping[str, Implementation],
     streams: Mapping[str, tuple[StreamImplementation, ThreadPoolExecutor]],
+    slow_pool: ThreadPoolExecutor,
 ) -> grpc.GenericRpcHandler:
     """Returns what answers every method of `service`.
 
@@ -49,6 +52,7 @@ def generic_handler(
       implementations: by the method's name; the others answer UNIMPLEMENTED.
       streams: of the methods that are streams, with threads of their own, so that no other method
         waits behind them.
+      slow_pool: threads of the methods that load and unload models.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
@@ -60,6 +64,8 @@ def generic_handler(
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(stream_behavior)
         elif method.name in implementations:
             behavior = _behavior(method, implementations[method.name])
+            if method.name in _SLOW:
+                behavior.experimental_thread_pool = slow_pool  # type: ignore[attr-defined]
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(behavior)
         else:
             handlers[method.name] = _unimplemented(method)

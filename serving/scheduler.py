@@ -24,7 +24,7 @@ from slipway.serving.errors import (
 )
 from slipway.serving.request_queue import PendingRequest, RequestQueue
 
-__all__ = ["MemoryBudget", "Scheduler", "SchedulingOptions"]
+__all__ = ["ClosedError", "MemoryBudget", "Scheduler", "SchedulingOptions"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -59,6 +59,10 @@ class SchedulingOptions:
     batch_delay: float = 0.0
     max_queue_requests: int = 1024
     max_queue_bytes: int = 2**30
+
+
+class ClosedError(UnavailableError):
+    """The version is being unloaded; another may have taken its place."""
 
 
 class MemoryBudget:
@@ -112,7 +116,7 @@ class Scheduler:
         self._condition = threading.Condition()
         self._queue = RequestQueue()
         self._running = 0
-        self._is_closed = False
+        self._is_closed = self._is_released = False
         self._next_expiry = math.inf
         self._measured = 0
         self._processor_seconds = self._row_seconds = 0.0
@@ -145,14 +149,14 @@ class Scheduler:
 
         Raises:
           OverloadedError: it cannot be run in time, or there is no room for it.
-          UnavailableError: the scheduler is closed.
+          ClosedError: the scheduler is closed.
         """
         size = pending.request.size
         options = self._options
         with self._condition:
             queue = self._queue
             if self._is_closed:
-                raise UnavailableError(f"{self._executor.subject} is being unloaded: try again")
+                raise ClosedError(f"{self._executor.subject} is being unloaded: try again")
             if queue.count >= options.max_queue_requests or (
                 queue.count and queue.size + size > options.max_queue_bytes
             ):
@@ -220,6 +224,10 @@ class Scheduler:
             self._condition.notify_all()
         for thread in self._threads:
             thread.join()
+        with self._condition:
+            if not self._is_released:
+                self._is_released = True
+                self._executor.release()
 
     def _serve(self) -> None:
         while True:

@@ -6,19 +6,20 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-import torch
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.control import ControlMode, RepositoryControl
 from slipway.serving.errors import StartupError
 from slipway.serving.health import Health
 from slipway.serving.inference import InferenceFrontend
+from slipway.serving.loader import Loader
 from slipway.serving.plan import MAX_MESSAGE_SIZE
 from slipway.serving.repository import Repository
 from slipway.serving.rpc import generic_handler
@@ -41,14 +42,31 @@ class InferenceServer:
     and makes it ready; `drain` stops it.
     """
 
-    def __init__(self, repository: Repository) -> None:
-        """Makes a server of the models of `repository` that does not listen yet."""
+    def __init__(
+        self,
+        repository: Repository,
+        loader: Loader,
+        mode: ControlMode = ControlMode.FIXED,
+        poll_seconds: float = 5.0,
+    ) -> None:
+        """Makes a server that does not listen yet.
+
+        Args:
+          repository: the models to serve.
+          loader: loads them.
+          mode: whether and how what is served follows the repository.
+          poll_seconds: between two looks at it.
+        """
         self._repository = repository
         self._health = Health()
+        self._reported = set(repository.names)
         for name in repository.names:
             self._health.report(name, False)
-        self._service = InferenceService(repository)
+        self._control = RepositoryControl(repository, loader, mode, self._report, poll_seconds)
+        self._service = InferenceService(repository, self._control)
         self._frontend = InferenceFrontend(repository)
+        # Loading takes long, and whoever asks for it must not keep others from asking for health.
+        self._control_pool = ThreadPoolExecutor(1, thread_name_prefix="repository control")
         # One more than there may be, for the stream that is refused.
         self._stream_pool = ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
         self._streams = InferenceStreams(self._frontend)
@@ -67,6 +85,7 @@ class InferenceServer:
                     _SERVICE,
                     self._service.implementations,
                     {"ModelStreamInfer": (self._streams.serve, self._stream_pool)},
+                    self._control_pool,
                 )
             ]
         )
@@ -99,26 +118,26 @@ class InferenceServer:
         self._transport.start()
         return f"{bracketed}:{bound}"
 
-    def load(
-        self,
-        device: torch.device,
-        is_stopping: Callable[[], bool],
-        custom_ops: Collection[str] = (),
-    ) -> int:
+    def load(self, is_stopping: Callable[[], bool]) -> int:
         """Loads the models, opens for requests, and returns how many versions take them.
 
         Args:
-          device: where the models run.
           is_stopping: asked before each version; the rest is not loaded when it says yes.
-          custom_ops: namespaces of operators, beside torch's own, that programs may call.
         """
-        self._repository.load(device, is_stopping, custom_ops)
+        self._control.update(is_stopping)
         self._service.phase = Phase.SERVING
         self._frontend.is_open = True
-        for name in self._repository.names:
+        self._report()
+        return self._repository.ready_count
+
+    def _report(self) -> None:
+        names = self._repository.names
+        for name in self._reported.difference(names):
+            self._health.report(name, False)
+        self._reported.update(names)
+        for name in names:
             self._health.report(name, bool(self._repository.ready_versions(name)))
         self._health.report("", self._service.is_ready())
-        return self._repository.ready_count
 
     def drain(self, grace: float) -> bool:
         """Stops, and returns whether every request that had arrived was answered.
@@ -128,6 +147,7 @@ class InferenceServer:
         self._service.phase = Phase.DRAINING
         self._health.close()
         self._streams.close()
+        self._control.close()
         deadline = time.monotonic() + grace
         self._server.stop(grace).wait()
         # A request that was cut off may still compute, and its thread would keep the process alive.
@@ -139,6 +159,7 @@ class InferenceServer:
     def _close(self) -> None:
         self._frontend.close()
         self._stream_pool.shutdown()
+        self._control_pool.shutdown()
         self._repository.close()
 
 

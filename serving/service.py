@@ -9,12 +9,14 @@ import grpc
 
 from slipway.program import VERSION
 from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.control import RepositoryControl
+from slipway.serving.errors import PermissionDeniedError, UnsupportedError
 from slipway.serving.repository import Repository, State
 from slipway.serving.rpc import Implementation
 
 __all__ = ["InferenceService", "Phase"]
 
-_EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics")
+_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 
 
 class Phase(enum.Enum):
@@ -32,10 +34,16 @@ class InferenceService:
       phase: whoever runs the server sets it.
     """
 
-    def __init__(self, repository: Repository) -> None:
-        """Makes a service of the models of `repository`, in the phase LOADING."""
+    def __init__(self, repository: Repository, control: RepositoryControl) -> None:
+        """Makes a service in the phase LOADING.
+
+        Args:
+          repository: the models.
+          control: changes which of them are served.
+        """
         self.phase = Phase.LOADING
         self._repository = repository
+        self._control = control
 
     @property
     def implementations(self) -> Mapping[str, Implementation]:
@@ -49,6 +57,8 @@ class InferenceService:
             "ModelConfig": self.model_config,
             "ModelStatistics": self.model_statistics,
             "RepositoryIndex": self.repository_index,
+            "RepositoryModelLoad": self.repository_model_load,
+            "RepositoryModelUnload": self.repository_model_unload,
         }
 
     def is_ready(self) -> bool:
@@ -124,3 +134,30 @@ class InferenceService:
                 reason=status.reason,
             )
         return response
+
+    def repository_model_load(
+        self, request: protocol.RepositoryModelLoadRequest, context: grpc.ServicerContext
+    ) -> protocol.RepositoryModelLoadResponse:
+        _require_loopback(context)
+        if request.parameters:
+            raise UnsupportedError(
+                "RepositoryModelLoad takes no parameters here: a model is what lies in the "
+                f"repository, and cannot be overridden; got {', '.join(request.parameters)}"
+            )
+        self._control.load(request.model_name)
+        return protocol.RepositoryModelLoadResponse()
+
+    def repository_model_unload(
+        self, request: protocol.RepositoryModelUnloadRequest, context: grpc.ServicerContext
+    ) -> protocol.RepositoryModelUnloadResponse:
+        _require_loopback(context)
+        self._control.unload(request.model_name)
+        return protocol.RepositoryModelUnloadResponse()
+
+
+def _require_loopback(context: grpc.ServicerContext) -> None:
+    peer = context.peer()
+    if not peer.startswith(("ipv4:127.", "ipv6:%5B::1%5D", "ipv6:[::1]", "unix:")):
+        raise PermissionDeniedError(
+            "models are loaded and unloaded only by clients on the server's own host"
+        )

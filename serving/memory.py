@@ -1,0 +1,31 @@
+"""How much memory is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+__all__ = ["available_memory"]
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory(device: torch.device) -> int:
+    """Returns how many more bytes can be had on a device.
+
+    On the host that is what the system can give without swapping, within the bound of the
+    container, if there is one.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    # https://docs.kernel.org/filesystems/proc.html: without swapping, in kibibytes.
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    try:
+        # https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
