@@ -24,6 +24,7 @@ from slipway.export.spec import DynamicShapes, ExportSpec, MethodSpec
 from slipway.export.tightening import tighten
 from slipway.export.tracing import Traced, Tracer, settle
 from slipway.export.translation import is_from_tracing, translate
+from slipway.export.weights import require_values
 from slipway.program.batching import Batching
 from slipway.program.cases import Case
 from slipway.program.contract import DEFAULT_METHOD, Contract
@@ -77,6 +78,12 @@ def export_spec(spec: ExportSpec) -> Program:
             ExportErrorKind.INVALID_SPEC,
             "the spec has both methods and the arguments of a method of its own",
             "give each method its own, in methods=",
+        )
+    if isinstance(spec.model, torch.nn.Module):
+        require_values(
+            spec.model,
+            "load a checkpoint: torch_export(weights = …) in a BUILD file, or "
+            "load_weights(module, …) in Python; or make the module on the CPU",
         )
     traced: dict[str, Traced] = {}
     contracts: dict[str, Contract] = {}

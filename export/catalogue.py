@@ -37,6 +37,11 @@ _ENTRIES: dict[str, list[tuple[str, str, str]]] = {
         (r"the program fails", "", "errors-caught-while-tracing"),
     ],
     "invalid spec": [
+        (r"^the checkpoint .* does not fit", "", "checkpoint-that-does-not-fit"),
+        (r"^the checkpoint .* is for a module", "", "checkpoint-for-a-function"),
+        (r"^the (?:checkpoint|index) ", "", "checkpoint-that-cannot-be-read"),
+        (r"^(?:tensors are in two|among the weights)", "", "checkpoint-that-cannot-be-read"),
+        (r"on the device meta:", "", "weights-without-values"),
         (r"^dynamic_shapes names '", "", "unknown-input-name"),
         (r"which is not of the form", "", "example-of-another-form"),
         (r"^the example's .* declared is", "", "example-outside-its-range"),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import os
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy
 import torch
 
 from slipway.export.api import export, export_spec
+from slipway.export.checkpoint import CheckpointFile
+from slipway.export.child import run_in_child
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import ExportSpec
+from slipway.export.weights import load_files
 from slipway.export.worker import serve
 from slipway.program.custom_ops import CustomOpsError, load_custom_ops
 
@@ -32,6 +38,7 @@ def load_entry_point(name: str) -> ExportSpec:
       ExportError: there is no such function, it fails, or it returns something else.
     """
     module_name, _, function_name = name.partition(":")
+    _seed()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -56,7 +63,7 @@ def load_entry_point(name: str) -> ExportSpec:
             + ("" if function is None else f"; that name is of type {type(function).__name__}"),
             f"name one of its functions: {', '.join(found) or '(it has none)'}",
         )
-    torch.manual_seed(0)
+    _seed()
     try:
         spec = function()
     except ExportError:
@@ -74,6 +81,13 @@ def load_entry_point(name: str) -> ExportSpec:
             "return a slipway.export.ExportSpec, as in `return ExportSpec(model=..., args=...)`",
         )
     return spec
+
+
+def _seed() -> None:
+    """Makes random numbers the same ones in every process, whoever draws them."""
+    torch.manual_seed(0)
+    random.seed(0)
+    numpy.random.seed(0)
 
 
 def _defined_in(value: object, module: object) -> bool:
@@ -98,20 +112,34 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--custom_ops", action="append", default=[], help="a module that registers operators"
     )
+    parser.add_argument(
+        "--weights",
+        action="append",
+        nargs=2,
+        default=[],
+        metavar=("NAME", "FILE"),
+        help="a file of the checkpoint that the model gets, and what messages call it",
+    )
     parser.add_argument("--output", required=True, help="the program's directory")
     options = parser.parse_args(arguments)
     # Behind what Slipway itself imports, so that a model's workspace cannot replace it.
     sys.path += [str(Path(root).absolute()) for root in options.import_root]
     torch.set_num_threads(1)
+    # An entry point may change the directory.
+    output = Path(options.output).absolute()
+    weights = [CheckpointFile(Path(path).absolute(), name) for name, path in options.weights]
     try:
-        custom_ops = load_custom_ops(options.custom_ops)
-        spec = load_entry_point(options.entry_point)
+        with contextlib.chdir("."):
+            custom_ops = load_custom_ops(options.custom_ops)
+            spec = load_entry_point(options.entry_point)
+        if weights:
+            load_files(spec.model, weights)
         spec = dataclasses.replace(spec, custom_ops=sorted({*spec.custom_ops, *custom_ops}))
         program = export_spec(spec)
     except (ExportError, CustomOpsError) as error:
         print(f"{options.label}: cannot be exported: {error}", file=sys.stderr)
         return 1
-    program.save(options.output)
+    program.save(output)
     return 0
 
 
@@ -133,4 +161,5 @@ if __name__ == "__main__":
     if "--persistent_worker" in sys.argv:
         _serve()
     else:
-        sys.exit(main(sys.argv[1:]))
+        # A child, so that a model which ends its process fails the action, and says so.
+        sys.exit(run_in_child(main, sys.argv[1:]))

@@ -10,14 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from slipway.export import ExportError, ExportErrorKind
 from slipway.export.exporter import load_entry_point, main
 from slipway.program import load
 
 MODEL = """
+import os
+import random
+
+import numpy
 import torch
 from slipway.export import Dim, ExportSpec
+
+DRAWN = random.random()
 
 
 class Model(torch.nn.Module):
@@ -65,6 +72,26 @@ def left_in_training_mode():
 
 def fails():
     raise ValueError("no checkpoint")
+
+
+def draws_from_other_sources():
+    return ExportSpec(
+        model=torch.nn.ReLU(), args=torch.tensor([DRAWN, random.random(), numpy.random.rand()])
+    )
+
+
+def changes_the_directory():
+    os.chdir("/")
+    return export_spec()
+
+
+def without_values():
+    with torch.device("meta"):
+        return ExportSpec(model=torch.nn.Linear(3, 2), args=torch.ones(2, 3, device="cpu"))
+
+
+def of_a_function():
+    return ExportSpec(model=decide, args=torch.ones(3))
 
 
 def takes_arguments(path):
@@ -131,7 +158,7 @@ def run(workspace: Path, entry_point: str, output: Path, **environment: str) -> 
         ("models.broken:export_spec", "fails when it is imported: ZeroDivisionError", "mend"),
         ("models.unfinished:export_spec", "fails when it is imported: SyntaxError", "mend"),
         ("models.exits:export_spec", "fails when it is imported: SystemExit", "mend"),
-        ("models.model:nothing", "has no function 'nothing'", "breaks_its_own_spec, decide, exp"),
+        ("models.model:nothing", "has no function 'nothing'", "breaks_its_own_spec, changes_"),
         ("models.model", "has no function ''", "name one of its functions"),
         ("models.model:number", "'number'; that name is of type int", "name one of its"),
         (":export_spec", "fails when it is imported", "mend"),
@@ -233,6 +260,69 @@ def test_the_same_model_gives_the_same_bytes_in_any_process(
         assert str(tmp_path).encode() not in content
     (result, mask) = torch.rand(3, 8, 8), torch.ones(3, 8, dtype=torch.bool)
     assert load(tmp_path / "0.program")(result, mask)["y"].shape == (24, 8)
+
+
+def test_other_sources_of_random_numbers_start_from_the_same_ones_too(workspace: Path) -> None:
+    first = load_entry_point("models.model:draws_from_other_sources").args
+    del sys.modules["models.model"]
+    second = load_entry_point("models.model:draws_from_other_sources").args
+    assert isinstance(first, torch.Tensor)
+    assert isinstance(second, torch.Tensor)
+    assert first.tolist() == second.tolist()
+
+
+def export_with_weights(function: str, checkpoint: Path, output: Path) -> int:
+    return main(
+        [
+            "--label=//models:it",
+            f"--entry_point=models.model:{function}",
+            "--weights",
+            "//models:it.safetensors",
+            str(checkpoint),
+            f"--output={output}",
+        ]
+    )
+
+
+def test_the_model_gets_the_weights(workspace: Path, tmp_path: Path) -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    save_file({"weight": weight, "bias": torch.ones(2)}, tmp_path / "it.safetensors")
+    output = tmp_path / "it.program"
+    assert export_with_weights("without_values", tmp_path / "it.safetensors", output) == 0
+    assert load(output)(torch.ones(2, 3)).tolist() == [[4.0, 13.0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("without_values", "does not fit the module Linear"),
+        ("of_a_function", "is for a module, but the model is a function"),
+    ],
+)
+def test_weights_that_do_not_fit_are_called_by_their_label(
+    workspace: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    function: str,
+    reason: str,
+) -> None:
+    save_file({"weight": torch.ones(2, 4)}, tmp_path / "it.safetensors")
+    assert export_with_weights(function, tmp_path / "it.safetensors", tmp_path / "out") == 1
+    message = capfd.readouterr().err
+    assert "//models:it: cannot be exported: invalid spec: the checkpoint //models:it.s" in message
+    assert reason in message
+    assert str(tmp_path) not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_entry_point_may_change_the_directory(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--label=//models:it", "--entry_point=models.model:changes_the_directory"]
+    assert main([*arguments, "--output=out"]) == 0
+    assert (tmp_path / "out" / "program.pb").exists()
+    assert Path.cwd() == tmp_path
 
 
 def test_options_may_come_from_a_file(workspace: Path, tmp_path: Path) -> None:

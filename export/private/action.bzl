@@ -21,8 +21,16 @@ def import_roots(ctx, target):
       target: the library.
     """
     roots = ["", ctx.bin_dir.path, ".."]
+
+    # A library of another repository is REPOSITORY.PACKAGE.MODULE, as in runfiles, and, where
+    # Bazel puts repositories themselves on the path, PACKAGE.MODULE.
+    repository = target.label.workspace_name
+    if repository:
+        for folder in ["external", ctx.bin_dir.path + "/external"]:
+            roots += [folder, folder + "/" + repository]
     for path in target[PyInfo].imports.to_list():
         repository, _, rest = path.partition("/")
         base = "" if repository == ctx.workspace_name else "external/" + repository
-        roots.append("/".join([part for part in [base, rest] if part]))
+        for folder in ["", ctx.bin_dir.path]:
+            roots.append("/".join([part for part in [folder, base, rest] if part]))
     return roots

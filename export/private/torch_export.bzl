@@ -38,6 +38,12 @@ def _torch_export_impl(ctx):
     roots = [root for target in python for root in import_roots(ctx, target)]
     arguments.add_all(roots, before_each = "--import_root", uniquify = True)
     arguments.add_all(custom_ops.modules, before_each = "--custom_ops")
+    for file in ctx.files.weights:
+        # The label as the BUILD file has it: the owner of a generated file is the rule that made it.
+        name = label_text(ctx.attr.weights.label)
+        if len(ctx.files.weights) > 1:
+            name = "%s of %s" % (file.basename, name)
+        arguments.add_all("--weights", [name, file.path])
     arguments.add("--output", program.path)
 
     ctx.actions.run(
@@ -46,7 +52,10 @@ def _torch_export_impl(ctx):
         executable = ctx.executable.exporter,
         arguments = [arguments],
         inputs = depset(transitive = [
-            depset(ctx.files.data),
+            depset(ctx.files.data + ctx.files.weights),
+        ] + [
+            target[DefaultInfo].default_runfiles.files
+            for target in ctx.attr.data
         ] + [
             target[PyInfo].transitive_sources
             for target in python
@@ -76,7 +85,7 @@ def _torch_export_impl(ctx):
                 "label": label_text(ctx.label),
                 "rule": "torch_export",
                 "entry_point": ctx.attr.entry_point,
-            },
+            } | ({"weights": label_text(ctx.attr.weights.label)} if ctx.attr.weights else {}),
             custom_ops = custom_ops,
         ),
     ]
@@ -102,7 +111,7 @@ Example:
         ),
         "data": attr.label_list(
             allow_files = True,
-            doc = "Files that the entry point reads, by their path from the workspace's root.",
+            doc = "Files that the entry point reads, beside those in `data` of the model's py_library. `slipway.export.data_path(\"//models:settings.json\")` says where a file is, whether it is checked in or made by the build.",
         ),
         "entry_point": attr.string(
             mandatory = True,
@@ -119,6 +128,16 @@ Example:
             mandatory = True,
             allow_files = True,
             doc = "A py_library with the module of the entry point and what it imports.",
+        ),
+        "weights": attr.label(
+            allow_files = [
+                ".bin",
+                ".index.json",
+                ".pt",
+                ".pth",
+                ".safetensors",
+            ],
+            doc = "A checkpoint, which is loaded into the module that the entry point returns: a `.safetensors` file; a `.pt`, `.pth` or `.bin` file that `torch.save(model.state_dict(), ...)` wrote, from which only tensors are read, so that no checkpoint runs code; or a filegroup of several, which are shards, with or without the index `.index.json` that Hugging Face writes beside them. The entry point makes the module with weights of any values, or without, under `torch.device(\"meta\")`. Names and shapes must agree exactly.",
         ),
     } | OUTPUT_GROUP_ATTRIBUTES,
     provides = [TorchProgramInfo],

@@ -6,6 +6,7 @@ to its entry. What is said to work is exported and gives what the model gives.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 import sys
@@ -97,7 +98,9 @@ def _run(example: Example, folder: Path, export: Callable[..., Any]) -> None:
     module.__dict__["export"] = export
     sys.modules["model"] = module
     try:
-        exec(compile(example.code, str(file), "exec"), module.__dict__)
+        # Examples may write files.
+        with contextlib.chdir(folder):
+            exec(compile(example.code, str(file), "exec"), module.__dict__)
     finally:
         del sys.modules["model"]
 

@@ -1,0 +1,55 @@
+"""Finds the files that a model reads beside its code: configuration, vocabularies, tables."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path, PurePosixPath
+
+from slipway.export.errors import ExportError, ExportErrorKind
+
+__all__ = ["data_path"]
+
+_LABEL = re.compile(r"(?:@@?(?P<repository>[^/@]*))?//(?P<package>[^:]*):(?P<name>[^:]+)")
+
+
+def data_path(label: str) -> Path:
+    """Returns where a file is that a target depends on.
+
+    It is found alike in a `torch_export` action, one-shot or in a worker, in the runfiles of a test
+    or program, and, without Bazel, below a folder that Python imports from; whether it is checked
+    in or made by the build, and in whichever repository.
+
+    Example:
+
+        settings = json.loads(data_path("//models/ranker:settings.json").read_text())
+
+    Args:
+      label: the file's: `//PACKAGE:FILE`, or `@REPOSITORY//PACKAGE:FILE` for one of another
+        repository than the model's.
+
+    Raises:
+      ExportError: of the kind `INVALID_SPEC`; the text is no such label, or there is no such file.
+    """
+    match = _LABEL.fullmatch(label)
+    path = PurePosixPath(match["package"], match["name"]) if match else PurePosixPath("..")
+    if match is None or path.is_absolute() or ".." in path.parts:
+        raise ExportError(
+            ExportErrorKind.INVALID_SPEC,
+            f"{label!r} is not the label of a file",
+            'write it whole: "//models/ranker:settings.json"',
+        )
+    places = [path]
+    if repository := match["repository"]:
+        # As runfiles have them, and as actions have them.
+        places = [PurePosixPath(repository, path), PurePosixPath("external", repository, path)]
+    for root in dict.fromkeys(["", *sys.path]):
+        for place in places:
+            found = Path(root).absolute() / place
+            if found.exists():
+                return found
+    raise ExportError(
+        ExportErrorKind.INVALID_SPEC,
+        f"the file {label} is not there",
+        "list it in `data` of the torch_export or of the model's py_library",
+    )
