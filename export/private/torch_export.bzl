@@ -2,7 +2,7 @@
 
 load("//export:providers.bzl", "TorchProgramInfo")
 load("//program:python_modules.bzl", "python_modules")
-load(":action.bzl", "EXPORT_ENV", "import_roots")
+load(":action.bzl", "ENVIRONMENT_ATTRS", "export_environment", "import_roots")
 
 def _torch_export_impl(ctx):
     model = ctx.attr.model
@@ -41,7 +41,7 @@ def _torch_export_impl(ctx):
             "requires-worker-protocol": "json",
             "supports-workers": "1",
         },
-        env = EXPORT_ENV,
+        env = export_environment(ctx),
     )
     files = depset([program])
     return [
@@ -52,7 +52,7 @@ def _torch_export_impl(ctx):
 _torch_export = rule(
     implementation = _torch_export_impl,
     doc = "Exports a PyTorch model to a program directory, NAME.program.",
-    attrs = {
+    attrs = ENVIRONMENT_ATTRS | {
         "custom_ops": attr.label_list(
             providers = [PyInfo],
             doc = "py_library targets whose modules register the operators, outside torch's own, that the graph may call. A server of the program needs them too.",

@@ -2,7 +2,7 @@
 
 load("//export:providers.bzl", "TorchProgramInfo")
 load("//program:python_modules.bzl", "python_modules")
-load(":action.bzl", "EXPORT_ENV", "import_roots")
+load(":action.bzl", "ENVIRONMENT_ATTRS", "export_environment", "import_roots")
 
 def _torch_program_from_pt2_impl(ctx):
     program = ctx.actions.declare_directory(ctx.label.name + ".program")
@@ -35,7 +35,7 @@ def _torch_program_from_pt2_impl(ctx):
             for target in custom_ops
         ]),
         outputs = [program],
-        env = EXPORT_ENV,
+        env = export_environment(ctx),
     )
     files = depset([program])
     return [
@@ -46,7 +46,7 @@ def _torch_program_from_pt2_impl(ctx):
 _torch_program_from_pt2 = rule(
     implementation = _torch_program_from_pt2_impl,
     doc = "Makes a program directory, NAME.program, of an archive that torch.export.save wrote.",
-    attrs = {
+    attrs = ENVIRONMENT_ATTRS | {
         "converter": attr.label(
             default = Label("//export:from_pt2"),
             executable = True,
