@@ -4,12 +4,15 @@ load("@bazel_skylib//rules:common_settings.bzl", "BuildSettingInfo")
 
 # Bytes of a program that must not depend on the machine that made it.
 EXPORT_ENV = {
-    # Random weights and example inputs must not depend on the machine's vector units.
+    # Random weights, example inputs and the outputs of cases must not depend on the machine's
+    # vector units: ATen, MKL and oneDNN each choose their own.
     "ATEN_CPU_CAPABILITY": "default",
     # A build never depends on which accelerators its machine has.
     "CUDA_VISIBLE_DEVICES": "",
+    "MKL_CBWR": "COMPATIBLE",
     # The order of a sum depends on how many threads share it.
     "OMP_NUM_THREADS": "1",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONHASHSEED": "0",
     "PYTHONNOUSERSITE": "1",
