@@ -7,12 +7,14 @@ import dataclasses
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from slipway.export.api import export, export_spec
+from slipway.export.api import export_spec
+from slipway.export.dimensions import Dim
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import ExportSpec
@@ -115,8 +117,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _warm_up() -> None:
-    """Exports something small, so that children find imported what every export imports."""
-    export(lambda x: torch.nn.functional.relu(x @ x.T), torch.ones(2, 2))
+    """Exports and saves something small, so that children find done what every export does once.
+
+    Imports above all. A dynamic dimension is what brings in most of sympy.
+    """
+    batch = Dim("batch", min=1, max=8)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    spec = ExportSpec(
+        model=model.eval(),
+        args=torch.randn(2, 4),
+        dynamic_shapes={"input": {0: batch}},
+        output_names=["output"],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        export_spec(spec).save(Path(folder, "warm_up.program"))
 
 
 def _serve() -> None:

@@ -18,7 +18,7 @@ __all__ = ["CacheServerError", "cache_server"]
 _CONFIGURATION = """\
 daemon off;
 pid nginx.pid;
-error_log stderr error;
+error_log stderr crit;
 worker_processes 1;
 events {{}}
 http {{
