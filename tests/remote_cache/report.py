@@ -26,9 +26,9 @@ _TARGETS = (
 _MNEMONICS = "Torch"
 
 
-def _build(folder: Path, cache: str) -> dict[str, Action]:
-    """Builds in a new checkout with an empty output base; returns its actions."""
-    checkout = copy_checkout(folder / "checkout")
+def _build(checkout: Path, cache: str) -> dict[str, Action]:
+    """Builds in a checkout, in an empty output base beside it; returns its actions."""
+    folder = checkout.parent
     log = folder / "log.json"
     with Bazel(checkout, folder / "output_base") as bazel:
         bazel.run(
@@ -55,10 +55,14 @@ def _disagreements(first: Mapping[str, Action], second: Mapping[str, Action]) ->
 
 def main() -> int:
     with scratch_folder() as scratch, cache_server(scratch / "cache") as cache:
-        first = _build(scratch / "first", cache)
+        # Both before either is built: somebody may be editing.
+        checkouts = [
+            copy_checkout(scratch / name / "checkout") for name in ("first", "a/second/place")
+        ]
+        first = _build(checkouts[0], cache)
         early = [name for name, action in first.items() if action.from_remote_cache]
         print(f"first checkout: {len(first)} actions, {len(early)} hits", flush=True)
-        second = _build(scratch / "a" / "second" / "place", cache)
+        second = _build(checkouts[1], cache)
 
     disagreements = _disagreements(first, second)
     misses = sorted(name for name, action in second.items() if not action.from_remote_cache)
