@@ -6,11 +6,13 @@ import argparse
 import dataclasses
 import importlib
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy
 import torch
 
 from slipway.export.api import export_spec
@@ -34,6 +36,8 @@ def load_entry_point(name: str) -> ExportSpec:
       ExportError: there is no such function, it fails, or it returns something else.
     """
     module_name, _, function_name = name.partition(":")
+    # What a module draws when it is imported must not depend on what was drawn before.
+    _seed()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -58,7 +62,7 @@ def load_entry_point(name: str) -> ExportSpec:
             + ("" if function is None else f", but a {type(function).__name__}"),
             f"name one of its functions: {', '.join(found) or '(it has none)'}",
         )
-    torch.manual_seed(0)
+    _seed()
     try:
         spec = function()
     except ExportError:
@@ -75,6 +79,12 @@ def load_entry_point(name: str) -> ExportSpec:
             "return a slipway.export.ExportSpec",
         )
     return spec
+
+
+def _seed() -> None:
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
 
 
 def _defined_in(value: object, module: object) -> bool:

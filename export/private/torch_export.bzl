@@ -92,7 +92,8 @@ def torch_export(*, name, model, entry_point, **kwargs):
       model: a py_library that holds the entry point and what it imports.
       entry_point: `MODULE:FUNCTION`, as Python imports it: `models.ranker:export_spec`
         for //models:ranker.py. The function takes no arguments and returns an `ExportSpec`.
-        The random seed is 0 when it is called.
+        The random seeds of torch, numpy and Python are 0 when its module is imported and
+        when it is called.
       **kwargs: `data`, files that the entry point reads; `custom_ops`, libraries of operators;
         `exporter`, another exporter; and what every rule takes (tags, visibility, ...).
     """

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 
+import numpy
 import torch
 
 from slipway.export import ExportSpec
@@ -14,6 +16,25 @@ from slipway.export import ExportSpec
 def small() -> ExportSpec:
     model = torch.nn.Linear(3, 2)
     return ExportSpec(model=model.eval(), args=torch.randn(4, 3))
+
+
+# Drawn when the module is imported, before any function is called.
+DRAWN = torch.nn.Linear(3, 2)
+FACTORS = [random.random(), float(numpy.random.rand())]
+
+
+def drawn_at_import() -> ExportSpec:
+    a, b = FACTORS
+    return ExportSpec(model=torch.nn.Sequential(DRAWN, Scaled(a * b)).eval(), args=torch.ones(4, 3))
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
 
 
 def leaves_traces() -> ExportSpec:

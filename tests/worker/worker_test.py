@@ -69,18 +69,19 @@ def content(directory: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.parametrize("function", ["small", "drawn_at_import"])
 def test_bytes_are_those_of_a_process_of_its_own_whatever_came_before(
-    worker: Worker, tmp_path: Path
+    worker: Worker, tmp_path: Path, function: str
 ) -> None:
     alone = subprocess.run(
-        [worker.process.args[0], *arguments("small", tmp_path / "alone")],  # type: ignore[index]
+        [worker.process.args[0], *arguments(function, tmp_path / "alone")],  # type: ignore[index]
         env=Runfiles.Create().EnvVars(),  # type: ignore[union-attr]
         check=False,
     )
     assert alone.returncode == 0
-    assert worker.ask("small", tmp_path / "first")["exitCode"] == 0
+    assert worker.ask(function, tmp_path / "first")["exitCode"] == 0
     assert worker.ask("leaves_traces", tmp_path / "between")["exitCode"] == 0
-    assert worker.ask("small", tmp_path / "second")["exitCode"] == 0
+    assert worker.ask(function, tmp_path / "second")["exitCode"] == 0
     expected = content(tmp_path / "alone")
     assert "program.pb" in expected
     assert content(tmp_path / "first") == expected
