@@ -16,7 +16,6 @@ import numpy
 import torch
 
 from slipway.export.api import export_spec
-from slipway.export.dimensions import Dim
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import ExportSpec
@@ -131,7 +130,7 @@ def _warm_up() -> None:
 
     Imports above all. A dynamic dimension is what brings in most of sympy.
     """
-    batch = Dim("batch", min=1, max=8)
+    batch = torch.export.Dim("batch", min=1, max=8)
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     spec = ExportSpec(
         model=model.eval(),

@@ -138,18 +138,17 @@ def _compare_builds(scratch: Path) -> bool:
             comparison.compare(f"first checkout, {description}", *_build(bazel, *flags))
         captured = not _has_avx2() or comparison.is_captured_alike_with_avx2(bazel)
 
-    with Bazel(second, scratch / "second" / "output_base", _SOMEONE_ELSE | {"HOME": str(home)}) as (
-        bazel
-    ):
-        flags = [f"--action_env={name}" for name in _SOMEONE_ELSE]
+    someone_else = _SOMEONE_ELSE | {"HOME": str(home)}
+    with Bazel(second, scratch / "second" / "output_base", someone_else) as bazel:
+        inherited = [f"--action_env={name}" for name in _SOMEONE_ELSE]
         comparison.compare(
             "second checkout, another user and environment, sandboxes",
-            *_build(bazel, *flags, *_HERMETIC),
+            *_build(bazel, *inherited, *_HERMETIC),
         )
         differ = comparison.unlike_controls(_controls(bazel))
         comparison.compare(
             "second checkout, hash seed 2, workers",
-            *_build(bazel, *flags, f"{_VARIABLE}=PYTHONHASHSEED=2"),
+            *_build(bazel, *inherited, f"{_VARIABLE}=PYTHONHASHSEED=2"),
         )
 
     number = len(comparison.expected)
