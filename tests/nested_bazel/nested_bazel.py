@@ -35,6 +35,8 @@ _PYTHON_REPOSITORIES = (
     "python_test_site",
 )
 
+_BUILDING = ("aquery", "build", "cquery", "run", "test")
+
 # What `bazel run` and the start of a Python binary leave in the environment.
 _OUR_OWN = ("BUILD_", "JAVA_RUNFILES", "PYTHON", "RUNFILES_", "TEST_")
 
@@ -92,8 +94,8 @@ class Bazel:
         """As `run`, but returns what it prints to standard error too."""
         flags = [
             *self._overrides,
-            # The person's own cache would answer in place of the build.
-            *(["--disk_cache="] if command in ("build", "cquery", "run", "test") else []),
+            # A person's own caches would answer in place of the build.
+            *(["--disk_cache=", "--remote_cache="] if command in _BUILDING else []),
             "--color=no",
             "--curses=no",
             "--noshow_progress",
