@@ -9,13 +9,14 @@ import importlib
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
 import torch
 
-from slipway.export.api import export, export_spec
+from slipway.export.api import export_spec
 from slipway.export.checkpoint import CheckpointFile
 from slipway.export.child import run_in_child
 from slipway.export.errors import ExportError, ExportErrorKind
@@ -38,6 +39,7 @@ def load_entry_point(name: str) -> ExportSpec:
       ExportError: there is no such function, it fails, or it returns something else.
     """
     module_name, _, function_name = name.partition(":")
+    # What a module draws when it is imported must not depend on what was drawn before.
     _seed()
     try:
         module = importlib.import_module(module_name)
@@ -144,8 +146,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _warm_up() -> None:
-    """Exports something small, so that children find imported what every export imports."""
-    export(lambda x: torch.nn.functional.relu(x @ x.T), torch.ones(2, 2))
+    """Exports and saves something small, so that children find done what every export does once.
+
+    Imports above all. A dynamic dimension is what brings in most of sympy.
+    """
+    batch = torch.export.Dim("batch", min=1, max=8)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    spec = ExportSpec(
+        model=model.eval(),
+        args=torch.randn(2, 4),
+        dynamic_shapes={"input": {0: batch}},
+        output_names=["output"],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        export_spec(spec).save(Path(folder, "warm_up.program"))
 
 
 def _serve() -> None:

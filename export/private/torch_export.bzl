@@ -3,7 +3,7 @@
 load("//export:providers.bzl", "TorchProgramInfo")
 load("//program/private:custom_ops.bzl", "custom_ops_info")
 load("//program/private:labels.bzl", "label_text")
-load(":action.bzl", "EXPORT_ENV", "import_roots")
+load(":action.bzl", "ENVIRONMENT_ATTRS", "export_environment", "import_roots")
 load(":output_groups.bzl", "OUTPUT_GROUP_ATTRIBUTES", "OUTPUT_GROUP_DOC", "program_output_groups")
 
 # What paths, labels and calls have in them, and names of Python do not.
@@ -68,7 +68,7 @@ def _torch_export_impl(ctx):
             "requires-worker-protocol": "json",
             "supports-workers": "1",
         },
-        env = EXPORT_ENV,
+        env = export_environment(ctx),
     )
     files = depset([program])
     return [
@@ -105,7 +105,7 @@ Example:
         model = ":ranker_model",
     )
 """ + OUTPUT_GROUP_DOC,
-    attrs = {
+    attrs = ENVIRONMENT_ATTRS | {
         "custom_ops": attr.label_list(
             doc = "py_library targets whose modules register the operators, outside torch's own, that the graph may call. torch_server and torch_program_test get them from here.",
         ),

@@ -3,7 +3,7 @@
 load("//export:providers.bzl", "TorchProgramInfo")
 load("//program/private:custom_ops.bzl", "custom_ops_info")
 load("//program/private:labels.bzl", "label_text")
-load(":action.bzl", "EXPORT_ENV", "import_roots")
+load(":action.bzl", "ENVIRONMENT_ATTRS", "export_environment", "import_roots")
 load(":output_groups.bzl", "OUTPUT_GROUP_ATTRIBUTES", "OUTPUT_GROUP_DOC", "program_output_groups")
 
 def _torch_program_from_pt2_impl(ctx):
@@ -34,7 +34,7 @@ def _torch_program_from_pt2_impl(ctx):
             custom_ops.runfiles.files,
         ]),
         outputs = [program],
-        env = EXPORT_ENV,
+        env = export_environment(ctx),
     )
     files = depset([program])
     return [
@@ -73,7 +73,7 @@ Example:
         symbol_names = {"features_0": "batch"},
     )
 """ + OUTPUT_GROUP_DOC,
-    attrs = {
+    attrs = ENVIRONMENT_ATTRS | {
         "converter": attr.label(
             default = Label("//export:from_pt2"),
             executable = True,

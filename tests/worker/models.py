@@ -37,6 +37,25 @@ def quick() -> ExportSpec:
     return ExportSpec(model=lambda x: x + 1, args=torch.ones(2), cases=0)
 
 
+# Drawn when the module is imported, before any function is called.
+DRAWN = torch.nn.Linear(3, 2)
+FACTORS = [random.random(), float(numpy.random.rand())]
+
+
+def drawn_at_import() -> ExportSpec:
+    a, b = FACTORS
+    return ExportSpec(model=torch.nn.Sequential(DRAWN, Scaled(a * b)).eval(), args=torch.ones(4, 3))
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
 def leaves_traces() -> ExportSpec:
     """Changes what a process shares: random states, modules, operators, environment, folder."""
     torch.manual_seed(99)

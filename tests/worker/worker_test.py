@@ -112,16 +112,17 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("function", ["small", "drawn_at_import"])
 def test_bytes_are_those_of_a_process_of_its_own_whatever_came_before(
-    worker: Worker, tmp_path: Path
+    worker: Worker, tmp_path: Path, function: str
 ) -> None:
-    alone = one_shot("small", tmp_path / "alone")
+    alone = one_shot(function, tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
-    assert worker.ask("small", tmp_path / "first")["exitCode"] == 0
+    assert worker.ask(function, tmp_path / "first")["exitCode"] == 0
     assert worker.ask("leaves_traces", tmp_path / "between")["exitCode"] == 0
     answer = worker.ask("looks_for_traces", tmp_path / "traces")
     assert answer["exitCode"] == 0, answer["output"]
-    assert worker.ask("small", tmp_path / "second")["exitCode"] == 0
+    assert worker.ask(function, tmp_path / "second")["exitCode"] == 0
     expected = content(tmp_path / "alone")
     assert "program.pb" in expected
     assert content(tmp_path / "first") == expected
