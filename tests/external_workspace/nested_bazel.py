@@ -1,8 +1,4 @@
-"""A Bazel of its own, offline, on the workspace beside this file, which depends on Slipway.
-
-    with NestedBazel(scratch) as bazel:
-        bazel.run("test", "//...")
-"""
+"""A Bazel of its own, offline, on the workspace beside this file, which depends on Slipway."""
 
 from __future__ import annotations
 
@@ -15,7 +11,15 @@ from types import TracebackType
 
 from runfiles import Runfiles
 
-__all__ = ["NestedBazel", "repository"]
+__all__ = ["TESTS", "NestedBazel", "repository"]
+
+# Of the workspace.
+TESTS = [
+    "//models:ranker_compatibility_test",
+    "//models:ranker_contract_test",
+    "//models:ranker_test",
+    "//models:server_test",
+]
 
 # This file is RUNFILES/slipway/tests/external_workspace/nested_bazel.py.
 _SLIPWAY = Path(__file__).absolute().parents[2]
@@ -26,17 +30,18 @@ class NestedBazel:
     """A context whose end shuts Bazel's server down.
 
     Args:
-      scratch: a folder for everything that it builds. Not under /tmp, which Bazel hides from actions.
-      flags: for every command.
+      scratch: a folder for everything that it builds. Not under /tmp, which actions do not see.
+      python_site: the name that Bazel gives to the repository of Slipway's packages.
+      *flags: for every command.
     """
 
-    def __init__(self, scratch: Path, *flags: str) -> None:
+    def __init__(self, scratch: Path, python_site: str, *flags: str) -> None:
         self._output_base = scratch / "output_base"
         self._flags = [
             "--color=no",
             "--curses=no",
             "--noshow_progress",
-            f"--override_repository=python_site={_python_site(scratch)}",
+            f"--override_repository={python_site}={_python_site(scratch)}",
             *flags,
         ]
 
@@ -48,6 +53,14 @@ class NestedBazel:
             f"{result.stdout}{result.stderr}"
         )
         return result.stdout
+
+    def test_everything(self) -> None:
+        """Builds all, and fails unless each of `TESTS` is run and passes."""
+        assert sorted(self.run("query", "tests(//...)").split()) == TESTS
+        # The machine may be busy with other tests beside this one.
+        summary = self.run("test", "--test_output=errors", "--test_timeout=900", "//...")
+        lines = [line for line in summary.splitlines() if " PASSED in " in line]
+        assert sorted(line.split()[0] for line in lines) == TESTS
 
     def __enter__(self) -> NestedBazel:
         return self

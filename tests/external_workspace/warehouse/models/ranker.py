@@ -1,9 +1,10 @@
 """Ranks parcels, with the help of this workspace's own `export` and `serving`."""
 
-import serving
 import torch
 from export.records import COLUMNS
 from serving.units import GRAMS_PER_KILOGRAM
+
+import serving
 from slipway.export import Dim, ExportSpec
 
 

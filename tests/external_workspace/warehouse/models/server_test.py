@@ -9,9 +9,9 @@ from pathlib import Path
 
 import grpc
 import torch
+from models.ranker import build_model
 from runfiles import Runfiles
 
-from models.ranker import build_model
 from slipway.proto import open_inference_pb2 as inference
 
 RUNFILES = Runfiles.Create()
@@ -20,15 +20,15 @@ METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class ServerTest(unittest.TestCase):
-    def setUp(self) -> None:
-        self.server = subprocess.Popen(
+    @classmethod
+    def setUpClass(cls) -> None:
+        server = subprocess.Popen(
             [SERVER, "--port=0"], env=RUNFILES.EnvVars(), stdout=subprocess.PIPE, text=True
         )
-        self.addCleanup(self.server.stdout.close)
-        self.addCleanup(self.server.wait)
-        self.addCleanup(self.server.kill)
-        self.channel = grpc.insecure_channel(self.server.stdout.readline().split()[-1])
-        self.addCleanup(self.channel.close)
+        cls.addClassCleanup(server.__exit__, None, None, None)
+        cls.addClassCleanup(server.terminate)
+        cls.channel = grpc.insecure_channel(server.stdout.readline().split()[-1])
+        cls.addClassCleanup(cls.channel.close)
 
     def infer(self, parcels: torch.Tensor) -> inference.ModelInferResponse:
         request = inference.ModelInferRequest(model_name="ranker")
