@@ -10,10 +10,9 @@ def python_repositories(*, interpreter = None, declared = []):
       interpreter: label of another CPython 3.11, for which the sites are then made.
       declared: names of repositories that exist already.
     """
-    if interpreter == None:
-        interpreter = "@python_interpreter//:bin/python3"
-        if "python_interpreter" not in declared:
-            python_interpreter(name = "python_interpreter")
+    interpreter = interpreter or "@python_interpreter//:bin/python3"
+    if "python_interpreter" not in declared:
+        python_interpreter(name = "python_interpreter")
     run_time_lock = Label("//third_party:requirements.txt")
     if "python_site" not in declared:
         python_site(

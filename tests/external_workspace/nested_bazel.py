@@ -16,7 +16,6 @@ __all__ = ["TESTS", "NestedBazel", "repository"]
 # Of the workspace.
 TESTS = [
     "//models:ranker_compatibility_test",
-    "//models:ranker_contract_test",
     "//models:ranker_test",
     "//models:server_test",
 ]
