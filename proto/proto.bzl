@@ -6,10 +6,10 @@ cannot fetch. grpcio-tools from the lock carries a compiled one.
 
 def _python_proto_impl(ctx):
     source = ctx.file.src
-    repository = source.owner.workspace_name or ctx.workspace_name
+    parts = [ctx.attr.import_prefix, source.owner.package, source.basename]
     args = ctx.actions.args()
     args.add("--source", source)
-    args.add("--import-name", "/".join([repository, source.owner.package, source.basename]))
+    args.add("--import-name", "/".join([part for part in parts if part]))
     args.add("--module", ctx.outputs.module)
     args.add("--stub", ctx.outputs.stub)
     if ctx.attr.private_pool:
@@ -28,6 +28,7 @@ def _python_proto_impl(ctx):
 _python_proto = rule(
     implementation = _python_proto_impl,
     attrs = {
+        "import_prefix": attr.string(),
         "module": attr.output(mandatory = True),
         "private_pool": attr.bool(),
         "src": attr.label(mandatory = True, allow_single_file = [".proto"]),
@@ -40,22 +41,24 @@ _python_proto = rule(
     },
 )
 
-def slipway_py_proto(*, name, src, private_pool = False, **kwargs):
+def slipway_py_proto(*, name, src, import_prefix = "", private_pool = False, deps = [], **kwargs):
     """A py_library with `STEM_pb2.py` and its type stub, for `src = "STEM.proto"`.
-
-    Imported as `slipway.PACKAGE.STEM_pb2`.
 
     Args:
       name: of the py_library.
       src: one .proto file of this package. It may import well-known types only.
+      import_prefix: what other files import it under: `PREFIX/PACKAGE/STEM.proto`, as in
+        proto_library. Where Python finds the module is a matter of `deps`.
       private_pool: registers the messages in a descriptor pool of the module's own,
         `STEM_pb2.POOL`, so that a process may hold another definition of the same names.
         The file must then import nothing.
+      deps: further libraries, such as the one that brings the import name of the package.
       **kwargs: as for `py_library`.
     """
     stem = src.removesuffix(".proto").split(":")[-1].replace("-", "_")
     _python_proto(
         name = "_%s.generated" % name,
+        import_prefix = import_prefix,
         src = src,
         module = stem + "_pb2.py",
         stub = stem + "_pb2.pyi",
@@ -68,6 +71,6 @@ def slipway_py_proto(*, name, src, private_pool = False, **kwargs):
         srcs = [stem + "_pb2.py"],
         # Type checkers read the stub beside the module.
         data = [stem + "_pb2.pyi"],
-        deps = [Label("//third_party:python_site")],
+        deps = deps + [Label("//third_party:python_site")],
         **kwargs
     )

@@ -25,7 +25,7 @@ def main() -> int:
     files = sorted(
         str(path)
         for path in Path().rglob("*")
-        if path.name in ("BUILD", "WORKSPACE") or path.suffix == ".bzl"
+        if path.name in ("BUILD", "MODULE.bazel", "WORKSPACE") or path.suffix == ".bzl"
     )
     # Runfiles are links, which buildifier reads as the files they lead to.
     status = subprocess.run([buildifier, "-mode=diff", "-lint=off", *files]).returncode

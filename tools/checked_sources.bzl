@@ -25,7 +25,10 @@ def checked_sources():
     )
     native.filegroup(
         name = "starlark_sources",
-        srcs = native.glob(["BUILD", "WORKSPACE", depth + "*.bzl"], allow_empty = True) +
+        srcs = native.glob(
+                   [depth + name for name in ["BUILD", "MODULE.bazel", "WORKSPACE", "*.bzl"]],
+                   allow_empty = True,
+               ) +
                ["//%s%s:starlark_sources" % (prefix, package) for package in beneath],
         visibility = ["//visibility:public"],
     )

@@ -30,7 +30,11 @@ def main(packages: list[str]) -> int:
     # installed packages, and our own code must not count as such.
     os.chdir(_RUNFILES)
     os.environ["MYPYPATH"] = str(_RUNFILES)
-    sys.path[:] = [p for p in sys.path if Path(p) not in (_RUNFILES, _RUNFILES / "slipway")]
+    sys.path[:] = [
+        entry
+        for entry in sys.path
+        if entry != str(_RUNFILES) and not Path(entry).is_relative_to(_RUNFILES / "slipway")
+    ]
     report, errors, status = api.run(
         [
             "--config-file=slipway/pyproject.toml",

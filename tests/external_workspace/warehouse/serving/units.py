@@ -1,0 +1,3 @@
+"""Units of what the counters measure."""
+
+GRAMS_PER_KILOGRAM = 1000.0

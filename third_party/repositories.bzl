@@ -1,0 +1,36 @@
+"""The repositories of Slipway's Python, for WORKSPACE files and for modules alike."""
+
+load(":python_site.bzl", "python_site")
+load(":python_toolchain.bzl", "python_interpreter")
+
+def python_repositories(*, interpreter = None, declared = []):
+    """Declares the interpreter and the sites.
+
+    Args:
+      interpreter: label of another CPython 3.11, for which the sites are then made.
+      declared: names of repositories that exist already.
+    """
+    interpreter = interpreter or "@python_interpreter//:bin/python3"
+    if "python_interpreter" not in declared:
+        python_interpreter(name = "python_interpreter")
+    run_time_lock = Label("//third_party:requirements.txt")
+    if "python_site" not in declared:
+        python_site(
+            name = "python_site",
+            interpreter = interpreter,
+            lock = run_time_lock,
+        )
+
+    # What only Slipway's own tests use. A repository is made when a target needs it. Each
+    # holds only what the run-time site lacks: a target that depends on both has no file twice.
+    for name, lock in {
+        "python_model_site": Label("//third_party:model_requirements.txt"),
+        "python_test_site": Label("//third_party:test_requirements.txt"),
+    }.items():
+        if name not in declared:
+            python_site(
+                name = name,
+                interpreter = interpreter,
+                lock = lock,
+                without = [run_time_lock],
+            )
