@@ -12,19 +12,22 @@ version, and //tests/serving and //tests/protocol fail should another one differ
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import grpc
-from grpc import _server
-from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from grpc_status import rpc_status
 
 from slipway.serving.errors import InternalError, InvalidRequestError, ServingError, status_message
 
 __all__ = ["InferenceTransport", "WireCall"]
+
+# Type checkers know nothing of these.
+_server: Any = importlib.import_module("grpc._server")
+cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -153,7 +156,7 @@ class InferenceTransport:
         self._method = method.encode()
         # grpcio has no public way to its queue.
         self._server = server
-        self._state: _server._ServerState = server._state  # type: ignore[attr-defined]
+        self._state: Any = server._state  # type: ignore[attr-defined]
 
     def on_request(self, call: WireCall, message: bytes) -> None:
         try:
@@ -210,7 +213,7 @@ class InferenceTransport:
         call = WireCall(self, event)
         with state.lock:
             state.due.remove(event.tag)
-            state.rpc_states.add(call)  # type: ignore[arg-type]
+            state.rpc_states.add(call)
             if state.stage is _server._ServerStage.STARTED:
                 _server._request_call(state)
         call.start()

@@ -8,7 +8,9 @@ load(":refusal.bzl", "refusal_test")
 _ENVIRONMENT = {
     "ATEN_CPU_CAPABILITY": "default",
     "CUDA_VISIBLE_DEVICES": "",
+    "MKL_CBWR": "COMPATIBLE",
     "OMP_NUM_THREADS": "1",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONHASHSEED": "0",
     "PYTHONNOUSERSITE": "1",
