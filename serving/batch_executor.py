@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterable, Sequence
 
@@ -32,6 +33,7 @@ class BatchExecutor:
     Attributes:
       contract: of the method that it runs.
       statistics: of the model.
+      max_rows: of a batch of several requests, as the contract bounds it; 1 if it allows none.
     """
 
     def __init__(self, instance: Instance, contract: Contract, statistics: ModelStatistics) -> None:
@@ -39,6 +41,7 @@ class BatchExecutor:
         self.statistics = statistics
         self._instance = instance
         self._recent: dict[tuple[int, ...], None] = {}
+        self.max_rows = 1
         self._batch_symbol = 0
         self._input_axes: tuple[int, ...] = ()
         self._output_axes: tuple[int, ...] = ()
@@ -49,6 +52,7 @@ class BatchExecutor:
         if batching is not None:
             names = [symbol.name for symbol in contract.symbols]
             self._batch_symbol = names.index(batching.symbol)
+            self.max_rows = contract.symbols[self._batch_symbol].maximum or sys.maxsize
             self._input_axes = tuple(batching.inputs.values())
             self._output_axes = batching.outputs
             self._paddings = [names.index(padding.symbol) for padding in batching.paddings]

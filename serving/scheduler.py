@@ -120,7 +120,7 @@ class Scheduler:
         self._next_expiry = math.inf
         self._measured = 0
         self._processor_seconds = self._row_seconds = 0.0
-        self._max_rows = options.max_batch_size
+        self._max_rows = min(options.max_batch_size, executor.max_rows)
         self._threads = [
             threading.Thread(target=self._serve, name=f"instance {index}", daemon=True)
             for index in range(options.instances)

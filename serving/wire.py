@@ -50,6 +50,8 @@ def split_request(message: bytes) -> SplitRequest:
             position += 1
             if tag & 0x80:
                 tag, position = _varint(message, start)
+                if position - start > 5:
+                    raise IndexError  # more than protobuf reads of a tag
             if tag & 7 == _LENGTH_DELIMITED:
                 size = message[position]
                 position += 1

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.model import Environment
+from slipway.serving.request_queue import PendingRequest, RequestQueue
+from slipway.tests.serving.scheduling import Answer, Bench, lookup
+
+REQUESTS = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 4))
+"""Priority, length and rows."""
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    root: Path = tmp_path_factory.mktemp("repository")
+    made = Bench(root, Environment())
+    yield made
+    made.repository.close()
+
+
+def pending_of(bench: Bench, priority: int, length: int, rows: int) -> PendingRequest:
+    message = lookup([[0] * length] * rows, priority=priority) if rows else no_rows(length)
+    return bench.pending(message, Answer())
+
+
+def no_rows(length: int) -> bytes:
+    request = protocol.ModelInferRequest(model_name="lookup", raw_input_contents=[b"", b""])
+    request.inputs.add(name="tokens", datatype="INT64", shape=[0, length])
+    request.inputs.add(name="mask", datatype="BOOL", shape=[0, length])
+    return request.SerializeToString()
+
+
+@given(data=st.data(), wanted=st.lists(REQUESTS, max_size=16))
+def test_batches_are_of_one_kind_the_most_urgent_first_and_everything_once(
+    bench: Bench, data: st.DataObject, wanted: list[tuple[int, int, int]]
+) -> None:
+    queue = RequestQueue()
+    waiting = [pending_of(bench, *item) for item in wanted]
+    for pending in waiting:
+        queue.put(pending)
+    for pending in data.draw(st.lists(st.sampled_from(waiting), unique=True)) if waiting else []:
+        assert queue.remove(pending)
+        assert not queue.remove(pending)
+        waiting.remove(pending)
+    max_rows = data.draw(st.integers(1, 6))
+    legal_rows = data.draw(st.integers(1, 6))
+
+    while waiting:
+        assert queue.count == len(waiting) == len(list(queue))
+        assert queue.rows == sum(pending.rows for pending in waiting)
+        assert queue.size == sum(pending.request.size for pending in waiting)
+        batch = queue.take(max_rows, lambda _, rows: rows <= legal_rows)
+        first = batch[0]
+        urgency = [pending.request.plan.priority for pending in waiting]
+        assert waiting.index(first) == urgency.index(min(urgency))
+        rows = sum(pending.rows for pending in batch)
+        assert len(batch) == 1 or rows <= min(max_rows, legal_rows)
+        assert len({pending.request.plan.group for pending in batch}) == 1
+        alike = [
+            pending
+            for pending in waiting
+            if pending.request.plan.group == first.request.plan.group
+            and pending.request.plan.priority == first.request.plan.priority
+        ]
+        if first.rows:
+            assert batch == alike[: len(batch)]
+            if len(batch) < len(alike):
+                assert rows + alike[len(batch)].rows > min(max_rows, legal_rows)
+        else:
+            assert batch == [first]
+        for pending in batch:
+            waiting.remove(pending)
+    assert queue.take(max_rows, lambda _, rows: True) == []
+    assert (queue.count, queue.rows, queue.size) == (0, 0, 0)
+
+
+def test_what_has_expired_is_taken_out(bench: Bench) -> None:
+    queue = RequestQueue()
+    late, early = (bench.pending(lookup(), Answer(), expires_in=seconds) for seconds in (60, 30))
+    never = bench.pending(lookup(), Answer())
+    for pending in (late, never, early):
+        queue.put(pending)
+    assert queue.expired(early.expires) == [early]
+    assert queue.expired(late.expires) == [late]
+    assert list(queue) == [never]
+    assert queue.count == 1

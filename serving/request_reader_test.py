@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.errors import (
+    ContractError,
+    InvalidRequestError,
+    NotFoundError,
+    ServingError,
+    UnavailableError,
+    UnsupportedError,
+)
+from slipway.serving.plan import InferenceRequest
+from slipway.serving.repository import Repository
+from slipway.serving.request_reader import DEFAULT_PRIORITY, RequestReader
+from slipway.tests.serving.programs import write_affine, write_lookup
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
+    root: Path = tmp_path_factory.mktemp("repository")
+    write_affine(root / "affine" / "1")
+    write_lookup(root / "lookup" / "1")
+    made = Repository(root)
+    made.load(CPU)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def reader(repository: Repository) -> RequestReader:
+    return RequestReader(repository)
+
+
+def good() -> protocol.ModelInferRequest:
+    request = protocol.ModelInferRequest(model_name="lookup", id="7")
+    request.inputs.add(name="mask", datatype="BOOL", shape=[2, 3])
+    request.inputs.add(name="tokens", datatype="INT64", shape=[2, 3])
+    request.raw_input_contents.extend([bytes(6), bytes(48)])
+    return request
+
+
+def refusal(reader: RequestReader, request: protocol.ModelInferRequest) -> ServingError:
+    """Returns the refusal, which is the same at the second time."""
+    errors = []
+    for _ in range(2):
+        with pytest.raises(ServingError) as caught:
+            reader.read(request.SerializeToString())
+        errors.append(caught.value)
+    assert str(errors[0]) == str(errors[1])
+    assert errors[0].violations == errors[1].violations
+    return errors[0]
+
+
+def facts(request: InferenceRequest) -> dict[str, Any]:
+    plan = request.plan
+    return {
+        "contents": [content.tobytes() for content in request.read_contents()],
+        "shapes": [header.shape for header in plan.inputs],
+        "id": request.identifier,
+        "rows": plan.rows,
+        "group": plan.group,
+        "binding": plan.binding,
+        "outputs": plan.outputs,
+        "digest": plan.wants_digest,
+        "priority": plan.priority,
+        "timeout": plan.timeout,
+    }
+
+
+def test_a_request_is_read_in_the_contracts_order(reader: RequestReader) -> None:
+    request = good()
+    request.raw_input_contents[0] = b"\1" * 6
+    message = request.SerializeToString()
+    result = reader.read(message)
+    assert facts(result) == {
+        "contents": [bytes(48), b"\1" * 6],
+        "shapes": [(2, 3), (2, 3)],
+        "id": b"7",
+        "rows": 2,
+        "group": (3,),
+        "binding": (2, 3),
+        "outputs": (0, 1),
+        "digest": False,
+        "priority": DEFAULT_PRIORITY,
+        "timeout": 0.0,
+    }
+    assert result.size == len(message)
+
+
+def test_the_same_header_is_read_once_and_gives_the_same(reader: RequestReader) -> None:
+    request = good()
+    request.parameters["priority"].int64_param = 3
+    request.parameters["timeout"].int64_param = 1500
+    request.outputs.add(name="kept")
+    first = reader.read(request.SerializeToString())
+    request.id = "other"
+    request.raw_input_contents[1] = b"\1" * 48
+    second = reader.read(request.SerializeToString())
+    assert second.plan is first.plan
+    assert facts(second) == facts(first) | {"id": b"other", "contents": [b"\1" * 48, bytes(6)]}
+    assert (second.plan.priority, second.plan.timeout, second.plan.outputs) == (3, 0.0015, (1,))
+
+
+@given(data=st.data())
+def test_whatever_was_read_before_the_verdict_is_that_of_a_new_reader(
+    repository: Repository, data: st.DataObject
+) -> None:
+    reader = RequestReader(repository)
+    for _ in range(4):
+        request = good()
+        request.model_name = data.draw(st.sampled_from(["lookup", "lookup", "affine", "no"]))
+        request.id = data.draw(st.sampled_from(["", "1", "é"]))
+        for item in request.inputs:
+            item.shape[:] = data.draw(st.sampled_from([(2, 3), (2, 3), (3, 2), (9, 9), (2, -1)]))
+        contents = st.sampled_from([bytes(6), bytes(48), b"\2" * 6, bytes(5)])
+        del request.raw_input_contents[:]
+        request.raw_input_contents.extend(data.draw(st.lists(contents, max_size=3)))
+        if data.draw(st.booleans()):
+            request.inputs[1].contents.int64_contents.extend([1] * 6)
+        message = request.SerializeToString()
+
+        def verdict(reader: RequestReader, message: bytes = message) -> Any:
+            try:
+                return facts(reader.read(message))
+            except ServingError as error:
+                return type(error), str(error), error.violations
+
+        assert verdict(reader) == verdict(RequestReader(repository))
+
+
+def test_what_a_name_means_is_asked_again_when_models_have_changed(tmp_path: Path) -> None:
+    write_affine(tmp_path / "affine" / "1")
+    repository = Repository(tmp_path)
+    reader = RequestReader(repository)
+    request = protocol.ModelInferRequest(model_name="affine", raw_input_contents=[bytes(16)])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    message = request.SerializeToString()
+    with pytest.raises(UnavailableError):
+        reader.read(message)
+    repository.load(CPU)
+    plan = reader.read(message).plan
+    assert reader.read(message).plan is plan
+    other = tmp_path / "other"
+    write_affine(other / "affine" / "2")
+    (tmp_path / "affine" / "2").symlink_to(other / "affine" / "2")
+    newer = Repository(tmp_path)
+    newer.load(CPU)
+    # One repository is loaded once, so the change is brought about from inside.
+    repository._models, repository._generation = newer._models, repository.generation + 1
+    assert reader.read(message).plan.model.version == 2
+    repository.close()
+
+
+def test_ids_are_text(reader: RequestReader) -> None:
+    message = good().SerializeToString()
+    identifier = "7 é 語".encode()
+    text = message + b"\x1a" + bytes([len(identifier)]) + identifier
+    assert reader.read(text).identifier == identifier
+    for broken in (b"\xff", b"\xc3", b"\xed\xa0\x80"):
+        with pytest.raises(InvalidRequestError, match="bytes received are no"):
+            reader.read(message + b"\x1a" + bytes([len(broken)]) + broken)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("was_read_before", [True, False])
+def test_sizes_must_be_what_the_shapes_take(
+    reader: RequestReader, index: int, was_read_before: bool
+) -> None:
+    request = good()
+    if was_read_before:
+        reader.read(request.SerializeToString())
+    request.raw_input_contents[index] += b"\0"
+    error = refusal(reader, request)
+    assert "input byte size mismatch" in str(error)
+    assert error.violations[0].field == f"raw_input_contents[{index}]"
+
+
+@pytest.mark.parametrize("was_read_before", [True, False])
+def test_booleans_are_zero_or_one(reader: RequestReader, was_read_before: bool) -> None:
+    request = good()
+    if was_read_before:
+        reader.read(request.SerializeToString())
+    request.raw_input_contents[0] = b"\0\1\2\0\0\0"
+    assert "element 2 is 2" in str(refusal(reader, request))
+
+
+@pytest.mark.parametrize("entries", [1, 3])
+def test_raw_entries_must_be_as_many_as_inputs(reader: RequestReader, entries: int) -> None:
+    request = good()
+    reader.read(request.SerializeToString())
+    del request.raw_input_contents[:]
+    request.raw_input_contents.extend([bytes(6)] * entries)
+    assert f"raw_input_contents has {entries} entries for 2 inputs" in str(refusal(reader, request))
+
+
+def test_raw_and_typed_contents_must_not_be_mixed(reader: RequestReader) -> None:
+    request = good()
+    request.inputs[1].contents.int64_contents.append(1)
+    text = str(refusal(reader, request))
+    assert "contents field must not be specified when using raw_input_contents for 'tokens'" in text
+
+
+def test_typed_contents_are_read_each_time(reader: RequestReader) -> None:
+    request = good()
+    del request.raw_input_contents[:]
+    request.inputs[0].contents.bool_contents.extend([True] * 6)
+    for value in (1, 2):
+        request.inputs[1].contents.int64_contents[:] = [value] * 6
+        tokens, mask = reader.read(request.SerializeToString()).read_contents()
+        assert np.frombuffer(tokens, np.int64).tolist() == [value] * 6
+        assert mask.tobytes() == b"\1" * 6
+
+
+def edit(request: protocol.ModelInferRequest, name: str) -> None:
+    request.parameters[name].string_param = "x"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "text"),
+    [
+        (lambda request: setattr(request, "model_name", "no"), NotFoundError, "'no' is not found"),
+        (
+            lambda request: request.inputs[0].shape.__setitem__(0, 5),
+            ContractError,
+            "'mask' dimension 0",
+        ),
+        (lambda request: edit(request, "priority"), InvalidRequestError, "invalid value type for"),
+        (lambda request: edit(request, "timeout"), InvalidRequestError, "invalid value type for"),
+        (lambda request: edit(request, "slipway_x"), InvalidRequestError, "unknown parameter"),
+        (
+            lambda request: request.outputs.add(name="no"),
+            InvalidRequestError,
+            "unexpected inference output 'no'",
+        ),
+        (
+            lambda request: request.inputs[0].parameters["shared_memory_region"].SetInParent(),
+            UnsupportedError,
+            "Client shared memory is disabled",
+        ),
+    ],
+)
+def test_a_refusal_is_no_other_the_second_time(
+    reader: RequestReader,
+    change: Callable[[protocol.ModelInferRequest], Any],
+    kind: type[ServingError],
+    text: str,
+) -> None:
+    request = good()
+    change(request)
+    error = refusal(reader, request)
+    assert type(error) is kind
+    assert text in str(error)
+
+
+def test_options_of_other_servers_are_hints(reader: RequestReader) -> None:
+    request = good()
+    request.parameters["sequence_id"].int64_param = 1
+    assert reader.read(request.SerializeToString()).plan.priority == DEFAULT_PRIORITY
+
+
+def test_refusals_are_failures_of_the_model_if_there_is_one(
+    repository: Repository, reader: RequestReader
+) -> None:
+    statistics = repository.find("affine", "").statistics
+
+    def failures() -> int:
+        return statistics.to_proto("affine", 1).inference_stats.fail.count
+
+    before = failures()
+    request = protocol.ModelInferRequest(model_name="affine", raw_input_contents=[bytes(16)])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    reader.read(request.SerializeToString())
+    assert failures() == before
+    request.raw_input_contents[0] = b""
+    refusal(reader, request)
+    request.inputs[0].name = "z"
+    refusal(reader, request)
+    assert failures() == before + 4
+    request.model_name = "no"
+    refusal(reader, request)
+    assert failures() == before + 4

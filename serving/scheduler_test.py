@@ -1,0 +1,359 @@
+"""A real scheduler with real programs; an answer that is held up keeps an instance busy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from slipway.program import Method
+from slipway.serving.errors import (
+    DeadlineError,
+    DeviceError,
+    OverloadedError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from slipway.serving.model import Environment
+from slipway.serving.scheduler import MemoryBudget, SchedulingOptions
+from slipway.tests.serving.scheduling import Answer, Bench, affine, columns, lookup
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def make_bench(tmp_path: Path) -> Iterator[MakeBench]:
+    benches = []
+
+    def make(
+        memory: int = 2**40,
+        on_device_failure: Callable[[], None] = lambda: None,
+        **options: int | float,
+    ) -> Bench:
+        scheduling = SchedulingOptions(**options)  # type: ignore[arg-type]
+        environment = Environment(scheduling, MemoryBudget(memory), on_device_failure)
+        benches.append(Bench(tmp_path, environment))
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        bench.repository.close()
+
+
+def sizes(bench: Bench, name: str = "affine") -> dict[int, int]:
+    return dict(bench.model(name).statistics.batch_sizes())
+
+
+def failures(bench: Bench, name: str = "affine") -> int:
+    return bench.model(name).statistics.to_proto(name, 1).inference_stats.fail.count
+
+
+def finish(bench: Bench, busy: Answer, answers: Sequence[Answer], name: str = "affine") -> None:
+    bench.run(name)
+    busy.release()
+    for answer in answers:
+        answer.wait()
+    bench.repository.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, {1: 1, 8: 1, 2: 1}), ({"max_batch_size": 4}, {1: 1, 4: 2, 2: 1})],
+    ids=["by the contract", "by the options"],
+)
+def test_a_batch_grows_while_the_instance_is_busy_up_to_its_bound(
+    make_bench: MakeBench, options: dict[str, int], expected: dict[int, int]
+) -> None:
+    bench = make_bench(**options)
+    busy = bench.occupy()
+    answers = [bench.submit(affine(value)) for value in range(10)]
+    finish(bench, busy, answers)
+    assert sizes(bench) == expected
+    for value, answer in enumerate(answers):
+        assert answer.outputs["y"].tolist() == [[value * 6, value * 22, value * 38]]
+
+
+def test_rows_along_another_axis_are_joined_and_split_too(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    busy = bench.occupy("columns")
+    answers = [bench.submit(columns(value, rows)) for value, rows in ((1, 1), (2, 3), (3, 2))]
+    finish(bench, busy, answers, "columns")
+    assert sizes(bench, "columns") == {1: 1, 6: 1}
+    for answer, value, rows in zip(answers, (1, 2, 3), (1, 3, 2), strict=True):
+        assert answer.outputs["y"].tolist() == [[value * n] * rows for n in (6, 22, 38)]
+
+
+def test_other_symbols_must_agree(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    busy = bench.occupy("lookup")
+    answers = [bench.submit(lookup([[0] * length])) for length in (1, 2, 1, 2, 3)]
+    finish(bench, busy, answers, "lookup")
+    assert sizes(bench, "lookup") == {1: 2, 2: 2}
+    assert [answer.outputs["kept"].shape[1] for answer in answers] == [1, 2, 1, 2, 3]
+
+
+def test_the_most_urgent_run_first_and_equals_as_they_came(make_bench: MakeBench) -> None:
+    bench = make_bench(max_batch_size=1)
+    busy = bench.occupy()
+    order: list[int] = []
+
+    class Ordered(Answer):
+        def respond(self, message: bytes) -> None:
+            super().respond(message)
+            order.append(int(self.outputs["y"][0, 0]) // 6)
+
+    urgency = [0, 3, 1, 8, 3, 100]  # 0 is what requests have that say nothing: 8
+    answers = [
+        bench.submit(affine(value, priority=priority), Ordered())
+        for value, priority in enumerate(urgency)
+    ]
+    finish(bench, busy, answers)
+    assert order == [2, 1, 4, 0, 3, 5]
+
+
+def test_as_many_batches_run_at_once_as_there_are_instances(make_bench: MakeBench) -> None:
+    bench = make_bench(instances=2, max_batch_size=1)
+    held = [bench.submit(affine(), Answer(is_held=True)) for _ in range(2)]
+    bench.run()
+    for answer in held:
+        answer.wait()
+    waiting = bench.submit(affine())
+    bench.run()
+    assert bench.model("affine").scheduler.queued[0] == 1
+    held[1].release()
+    waiting.wait()
+    held[0].release()
+
+
+def test_a_queue_is_bounded_in_requests(make_bench: MakeBench) -> None:
+    bench = make_bench(max_queue_requests=2)
+    busy = bench.occupy()
+    answers = [bench.submit(affine()) for _ in range(2)]
+    with pytest.raises(OverloadedError, match=r"has 2 requests of .* waiting, and at most 2 "):
+        bench.submit(affine())
+    finish(bench, busy, answers)
+    assert all(answer.error is None for answer in answers)
+
+
+def test_a_queue_is_bounded_in_bytes_but_takes_one_request_always(make_bench: MakeBench) -> None:
+    size = len(affine())
+    bench = make_bench(max_queue_bytes=size // 2)
+    busy = bench.occupy()
+    answer = bench.submit(affine())
+    assert bench.model("affine").scheduler.queued == (1, size)
+    with pytest.raises(OverloadedError):
+        bench.submit(affine())
+    finish(bench, busy, [answer])
+    assert answer.outputs
+
+
+def test_memory_is_bounded_over_all_models_and_freed_by_answers(make_bench: MakeBench) -> None:
+    bench = make_bench(memory=len(affine()) + len(lookup()))
+    busy = bench.occupy()
+    other = bench.submit(lookup())
+    with pytest.raises(OverloadedError, match=r"the server holds .* bytes of requests"):
+        bench.submit(lookup())
+    finish(bench, busy, [])
+    bench.run("lookup")
+    other.wait()
+    assert other.outputs
+
+
+def test_a_request_that_cannot_be_run_in_time_is_refused_at_once(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    for _ in range(3):  # it learns what a row takes
+        answer = bench.submit(affine())
+        bench.run()
+        answer.wait()
+    busy = bench.occupy()
+    waiting = [bench.submit(affine()) for _ in range(3)]
+    with pytest.raises(OverloadedError, match="would not come to this request before") as caught:
+        bench.submit(affine(), expires_in=0)
+    assert caught.value.retry_after > 0
+    answer = bench.submit(affine(), expires_in=3600)
+    finish(bench, busy, [*waiting, answer])
+    assert answer.outputs
+
+
+@pytest.mark.parametrize("is_looked_for", [True, False])
+def test_a_request_that_expires_in_the_queue_is_never_run(
+    make_bench: MakeBench, is_looked_for: bool
+) -> None:
+    bench = make_bench()
+    busy = bench.occupy()
+    late = bench.submit(affine(), expires_in=0)
+    good = bench.submit(affine())
+    scheduler = bench.model("affine").scheduler
+    if is_looked_for:
+        assert scheduler.expire() == float("inf")
+        late.wait()
+        assert scheduler.queued == (1, len(affine()))
+    finish(bench, busy, [late, good])
+    assert isinstance(late.error, DeadlineError)
+    assert "was not run" in str(late.error)
+    assert good.outputs
+    assert sizes(bench) == {1: 2}
+    assert failures(bench) == 1
+
+
+def test_a_request_whose_client_goes_frees_what_it_held(make_bench: MakeBench) -> None:
+    bench = make_bench(memory=2 * len(affine()))
+    scheduler = bench.model("affine").scheduler
+    busy = bench.occupy()
+    pending = bench.pending(affine(), Answer())
+    scheduler.submit(pending)
+    with pytest.raises(OverloadedError):
+        bench.submit(affine())
+    scheduler.cancel(pending)
+    scheduler.cancel(pending)
+    assert scheduler.queued == (0, 0)
+    good = bench.submit(affine())
+    finish(bench, busy, [good])
+    assert sizes(bench) == {1: 2}
+    assert failures(bench) == 1
+
+
+def test_a_client_that_has_gone_is_not_run_for(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    busy = bench.occupy()
+    gone, good = bench.submit(affine()), bench.submit(affine())
+    gone.cancelled = True
+    finish(bench, busy, [good])
+    assert sizes(bench) == {1: 2}
+    assert not gone.entered.is_set()
+
+
+def test_bad_values_fail_alone(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    busy = bench.occupy("lookup")
+    good, bad, other = (bench.submit(lookup([[token]])) for token in (1, 77, 2))
+    finish(bench, busy, [good, bad, other], "lookup")
+    assert good.outputs["embedded"].tolist() == [[[2.0, 3.0]]]
+    assert other.outputs["embedded"].tolist() == [[[4.0, 5.0]]]
+    assert "selects an element that does not exist" in str(bad.error)
+    assert sizes(bench, "lookup") == {1: 3}
+    assert failures(bench, "lookup") == 1
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, above: int) -> None:
+    """Makes every model fail for batches of more rows than `above`."""
+    run = Method.run
+
+    def maybe(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if tensors[0].shape[0] > above:
+            raise error
+        return run(self, tensors)
+
+    monkeypatch.setattr(Method, "run", maybe)
+
+
+def test_too_little_memory_for_a_batch_lowers_the_batch_and_fails_nobody(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+    failing(monkeypatch, torch.OutOfMemoryError("out of memory"), above=3)
+    busy = bench.occupy()
+    answers = [bench.submit(affine()) for _ in range(6)]
+    bench.run()
+    busy.release()
+    for answer in answers:
+        answer.wait()
+    again = bench.occupy()
+    answers += [bench.submit(affine()) for _ in range(6)]
+    finish(bench, again, answers)
+    assert all(answer.outputs for answer in answers)
+    # Six one by one, then two of three, and what kept it busy.
+    assert sizes(bench) == {1: 8, 3: 2}
+
+
+def test_too_little_memory_for_one_request_is_its_own_error(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+    failing(monkeypatch, torch.OutOfMemoryError("out of memory"), above=1)
+    large = bench.submit(affine(rows=2))
+    bench.run()
+    large.wait()
+    assert isinstance(large.error, ResourceExhaustedError)
+    good = bench.submit(affine())
+    bench.run()
+    good.wait()
+    assert good.outputs
+
+
+def test_a_device_that_fails_answers_everyone_and_is_reported(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported = threading.Event()
+    bench = make_bench(on_device_failure=reported.set)
+    busy = bench.occupy()
+    failing(monkeypatch, torch.AcceleratorError("CUDA error"), above=2)
+    answers = [bench.submit(affine()) for _ in range(3)]
+    finish(bench, busy, answers)
+    assert reported.wait(60)
+    assert all(isinstance(answer.error, DeviceError) for answer in answers)
+
+
+def test_a_device_that_fails_while_requests_run_one_by_one_answers_the_rest(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported = threading.Event()
+    bench = make_bench(on_device_failure=reported.set)
+    busy = bench.occupy()
+    errors = iter([RuntimeError("the batch"), torch.AcceleratorError("CUDA error")])
+
+    def run(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        raise next(errors)
+
+    monkeypatch.setattr(Method, "run", run)
+    answers = [bench.submit(affine()) for _ in range(3)]
+    finish(bench, busy, answers)
+    assert reported.wait(60)
+    assert all(isinstance(answer.error, DeviceError) for answer in answers)
+
+
+def test_a_model_that_takes_no_time_is_run_by_the_thread_that_receives(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench()
+    scheduler = bench.model("affine").scheduler
+    assert not scheduler.is_inline
+    for _ in range(200):
+        answer = bench.submit(affine())
+        bench.run()
+        answer.wait()
+        if answer.thread is threading.current_thread():
+            break
+    else:
+        pytest.fail("every batch was handed over")
+    assert scheduler.is_inline
+
+
+def test_a_delay_lets_a_batch_fill(make_bench: MakeBench) -> None:
+    bench = make_bench(batch_delay=3600.0)
+    busy = bench.occupy()
+    answers = [bench.submit(affine())]
+    busy.release()  # the first waits for others now
+    for _ in range(7):
+        answers.append(bench.submit(affine()))
+        bench.run()
+    for answer in answers:
+        answer.wait()
+    assert sizes(bench) == {1: 1, 8: 1}
+
+
+def test_closing_answers_what_waits_and_takes_no_more(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    busy = bench.occupy()
+    answers = [bench.submit(affine()) for _ in range(3)]
+    closing = threading.Thread(target=bench.repository.close)
+    closing.start()
+    busy.release()
+    closing.join(60)
+    assert not closing.is_alive()
+    assert all(answer.outputs for answer in answers)
+    with pytest.raises(UnavailableError, match="is being unloaded"):
+        bench.submit(affine())

@@ -1,0 +1,147 @@
+"""Requests brought to a real scheduler, without a network between."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.errors import ServingError
+from slipway.serving.model import Environment, Model
+from slipway.serving.repository import Repository
+from slipway.serving.request_queue import PendingRequest
+from slipway.serving.request_reader import RequestReader
+from slipway.tests.serving import programs
+
+
+class Answer:
+    """A Reply that keeps what it is given, and may hold up the thread that gives it.
+
+    Attributes:
+      outputs: by name, once there is a response.
+      error: once there is one.
+      thread: who answered.
+      entered: set when the answer has come.
+    """
+
+    def __init__(self, *, is_held: bool = False) -> None:
+        self.cancelled = False
+        self.outputs: dict[str, np.ndarray] = {}
+        self.error: ServingError | None = None
+        self.thread: threading.Thread | None = None
+        self.entered = threading.Event()
+        self._released = threading.Event()
+        self._lock = threading.Lock()
+        if not is_held:
+            self._released.set()
+
+    def respond(self, message: bytes) -> None:
+        response = protocol.ModelInferResponse.FromString(message)
+        dtypes = {"FP32": np.float32, "BOOL": np.bool_}
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+            values = np.frombuffer(raw, dtypes[output.datatype]).reshape(output.shape)
+            self.outputs[output.name] = values
+        self._finish()
+
+    def fail(self, error: ServingError) -> None:
+        self.error = error
+        self._finish()
+
+    def release(self) -> None:
+        """Lets go of the thread that answered or will."""
+        self._released.set()
+
+    def wait(self) -> None:
+        assert self.entered.wait(60), "no answer came"
+
+    def _finish(self) -> None:
+        with self._lock:
+            assert not self.entered.is_set(), "answered twice"
+            self.thread = threading.current_thread()
+            self.entered.set()
+        assert self._released.wait(60)
+
+
+class Bench:
+    """A loaded repository, and a reader of requests for its models."""
+
+    def __init__(self, root: Path, environment: Environment) -> None:
+        """Loads affine, lookup and columns, which it writes if they are not there."""
+        for write in (programs.write_affine, programs.write_lookup, programs.write_columns):
+            directory = root / write.__name__.removeprefix("write_") / "1"
+            if not directory.exists():
+                write(directory)
+        self.repository = Repository(root, environment=environment)
+        self.repository.load(torch.device("cpu"))
+        self.reader = RequestReader(self.repository)
+
+    def model(self, name: str) -> Model:
+        return self.repository.find(name, "")
+
+    def pending(
+        self, message: bytes, answer: Answer, expires_in: float = float("inf")
+    ) -> PendingRequest:
+        arrived = time.monotonic()
+        return PendingRequest(self.reader.read(message), answer, arrived, arrived + expires_in)
+
+    def submit(
+        self, message: bytes, answer: Answer | None = None, expires_in: float = float("inf")
+    ) -> Answer:
+        """Submits a request and returns where the answer goes; `run` runs it.
+
+        Raises:
+          ServingError: it is refused.
+        """
+        answer = answer or Answer()
+        pending = self.pending(message, answer, expires_in)
+        pending.request.plan.model.scheduler.submit(pending)
+        return answer
+
+    def run(self, name: str = "affine") -> None:
+        while self.model(name).scheduler.run_pending():
+            pass
+
+    def occupy(self, name: str = "affine") -> Answer:
+        """Keeps an instance busy until the answer that is returned is released."""
+        messages = {"affine": affine, "lookup": lookup, "columns": columns}
+        answer = self.submit(messages[name](), Answer(is_held=True))
+        self.run(name)
+        answer.wait()
+        return answer
+
+
+def affine(value: float = 1.0, rows: int = 1, **parameters: int) -> bytes:
+    """Returns a request to affine: every element is `value`."""
+    request = protocol.ModelInferRequest(model_name="affine")
+    request.inputs.add(name="x", datatype="FP32", shape=[rows, 4])
+    request.raw_input_contents.append(np.full((rows, 4), value, np.float32).tobytes())
+    for name, number in parameters.items():
+        request.parameters[name].int64_param = number
+    return request.SerializeToString()
+
+
+def columns(value: float = 1.0, rows: int = 1, **parameters: int) -> bytes:
+    """Returns a request to columns: every element is `value`."""
+    request = protocol.ModelInferRequest(model_name="columns")
+    request.inputs.add(name="x", datatype="FP32", shape=[4, rows])
+    request.raw_input_contents.append(np.full((4, rows), value, np.float32).tobytes())
+    for name, number in parameters.items():
+        request.parameters[name].int64_param = number
+    return request.SerializeToString()
+
+
+def lookup(tokens: Sequence[Sequence[int]] = ((0,),), **parameters: int) -> bytes:
+    """Returns a request to lookup; the mask is true where the token is 1."""
+    array = np.array(tokens, np.int64)
+    request = protocol.ModelInferRequest(model_name="lookup")
+    request.inputs.add(name="tokens", datatype="INT64", shape=array.shape)
+    request.inputs.add(name="mask", datatype="BOOL", shape=array.shape)
+    request.raw_input_contents.extend([array.tobytes(), (array == 1).tobytes()])
+    for name, number in parameters.items():
+        request.parameters[name].int64_param = number
+    return request.SerializeToString()
