@@ -140,10 +140,11 @@ def closed_loop(callers: Sequence[Caller], seconds: float, warm_up: float = 0.3)
     with _Poll(list(connections.values())) as poll, _without_collection():
         for caller in callers:
             caller.send(connections[id(caller)])
+            poll.watch(connections[id(caller)])
         start = now = time.perf_counter()
         measured_from, until = start + warm_up, start + warm_up + seconds
         before = time.thread_time()
-        counting = False
+        counting = warm_up == 0
         while now < until:
             for connection, replies in poll.wait(until - now):
                 caller = by_number[connection.fileno()]

@@ -11,8 +11,10 @@ installed. The figures are medians over the rounds. Every answer of every server
 the program's.
 
 Ends with one JSON object: {MODEL: {CONNECTIONS: {"rps", "p50_ms", "p99_ms", "of_wire",
-"of_compute"}}}. of_wire is rps divided by the echo's, of_compute by the rows a second of calls in process on as many threads, by one caller with all of them or one on each, whichever is
-faster: of the best batch of up to CONNECTIONS rows where the server batches, else of one row.
+"of_compute"}}}. of_wire is rps divided by the echo's. of_compute is rps divided by the rows a
+second of calls in process on as many threads, by one caller with all of them or one on each,
+whichever is faster: of the best batch of up to CONNECTIONS rows where the server batches, else of
+one row.
 
 Without --quick it measures longer, takes latency against load too, and writes serve.json, serve.md,
 serve.png and serve.svg to docs/benchmarks/.
@@ -220,7 +222,7 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--server-flag", action="append", default=[], metavar="FLAG", help="of ours; repeatable"
     )
     parser.add_argument(
-        "--peers", type=Path, metavar="DIR", help="where bench/peer_servers/set_up.py installed them"
+        "--peers", type=Path, metavar="DIR", help="where peer_servers/set_up.py installed them"
     )
     workspace = Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", ""))
     parser.add_argument("--to", type=Path, default=workspace / "docs" / "benchmarks", metavar="DIR")
