@@ -71,7 +71,7 @@ def _script(name: str, to: str) -> None:
     build = {"encoder": encoder, "mlp": mlp, "resnet": resnet}[name].build_model
     example = [torch.from_numpy(array) for array in inputs(name)[0].values()]
     with torch.no_grad():
-        torch.jit.trace(build(), example).save(to)
+        torch.jit.trace(build(), example).save(to)  # type: ignore[no-untyped-call]
 
 
 def main() -> None:

@@ -9,21 +9,18 @@ Every answer is looked at. One that is wrong is never counted as served.
 
 from __future__ import annotations
 
-import gc
 import random
-import select
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from slipway.bench.http2_client import NO_ANSWER, OK, GrpcConnection, Reply
+from slipway.bench.polling import Connection, Poll, without_collection
 
 __all__ = [
     "Caller",
     "ClosedLoad",
-    "Connection",
     "OpenLoad",
     "Request",
     "Target",
@@ -33,18 +30,6 @@ __all__ = [
 ]
 
 _RESOURCE_EXHAUSTED, _DEADLINE_EXCEEDED = 8, 4
-
-
-class Connection(Protocol):
-    """What calls a server; `GrpcConnection` says how."""
-
-    @property
-    def blocked(self) -> bool: ...
-    def fileno(self) -> int: ...
-    def close(self) -> None: ...
-    def send(self, token: object, message: bytes, timeout: float | None = None) -> None: ...
-    def receive(self) -> list[Reply]: ...
-    def flush(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -137,7 +122,7 @@ def closed_loop(callers: Sequence[Caller], seconds: float, warm_up: float = 0.3)
     """
     connections = {id(caller): caller.target.connection() for caller in callers}
     by_number = {connections[id(caller)].fileno(): caller for caller in callers}
-    with _Poll(list(connections.values())) as poll, _without_collection():
+    with Poll(list(connections.values())) as poll, without_collection():
         for caller in callers:
             caller.send(connections[id(caller)])
             poll.watch(connections[id(caller)])
@@ -230,7 +215,7 @@ def open_loop(
     moments = random.Random(0)
     opened = [target.connection() for _ in range(connections)]
     under_way: set[int] = set()
-    with _Poll(opened) as poll, _without_collection():
+    with Poll(opened) as poll, without_collection():
         due = start = time.perf_counter()
         before = time.thread_time()
         end = start + seconds
@@ -285,59 +270,3 @@ def _description(reply: Reply) -> str:
     if reply.status == OK:
         return f"a wrong answer of {len(reply.message)} bytes"
     return f"status {reply.status}: {reply.message[:200].decode(errors='replace')}"
-
-
-class _Poll:
-    """Waits for connections, which it closes at the end of a `with` block."""
-
-    def __init__(self, connections: Sequence[Connection]) -> None:
-        self._connections = {connection.fileno(): connection for connection in connections}
-        self._epoll = select.epoll()
-        self._blocked: set[int] = set()
-        for number in self._connections:
-            self._epoll.register(number, select.EPOLLIN)
-
-    def __enter__(self) -> _Poll:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._epoll.close()
-        for connection in self._connections.values():
-            connection.close()
-
-    def watch(self, connection: Connection) -> None:
-        """Call it after each use: a connection that is blocked is written to when it can be."""
-        number = connection.fileno()
-        if connection.blocked == (number in self._blocked):
-            return
-        if connection.blocked:
-            self._blocked.add(number)
-            self._epoll.modify(number, select.EPOLLIN | select.EPOLLOUT)
-        else:
-            self._blocked.discard(number)
-            self._epoll.modify(number, select.EPOLLIN)
-
-    def wait(self, seconds: float) -> Iterator[tuple[Connection, list[Reply]]]:
-        """Yields the connections at which something arrived within `seconds`, and what it ended."""
-        # An epoll waits for whole milliseconds, a select of it for microseconds.
-        if seconds < 0.05 and not select.select([self._epoll], [], [], max(0.0, seconds))[0]:
-            return
-        for number, event in self._epoll.poll(max(0.0, seconds)):
-            connection = self._connections[number]
-            if event & select.EPOLLOUT:
-                connection.flush()
-            if event & ~select.EPOLLOUT:
-                yield connection, connection.receive()
-            else:
-                self.watch(connection)
-
-
-class _without_collection:
-    """Keeps Python's collector of cycles, which would be measured as latency, out of a block."""
-
-    def __enter__(self) -> None:
-        gc.collect()
-        gc.disable()
-
-    def __exit__(self, *_: object) -> None:
-        gc.enable()

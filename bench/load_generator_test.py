@@ -22,7 +22,7 @@ Behavior = Callable[[bytes, grpc.ServicerContext], bytes]
 def serving(behavior: Behavior, threads: int = 8) -> Iterator[Target]:
     unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     server = grpc.server(ThreadPoolExecutor(threads), options=unlimited)
-    handler = grpc.unary_unary_rpc_method_handler(behavior)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(behavior)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("bench.Test", {"Call": handler}),)
     )

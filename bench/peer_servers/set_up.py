@@ -4,7 +4,8 @@
 
 DIR gets a folder for each NAME (default: all); `bench:serve --peers DIR` then measures those that
 are there. Packages come from wherever pip is configured to look; set it so that torch is the CPU
-build. One that does not install is reported, and the others are not affected.
+build. pytriton's Triton loads the system's libpython3.11: run this with the system's own Python for
+it. One that does not install is reported, and the others are not affected.
 """
 
 import subprocess
@@ -23,7 +24,7 @@ PEERS = {
         "setuptools<81",
         "pyyaml",
     ],
-    "mlserver": ["mlserver", "torch==2.13.0"],
+    "mlserver": ["mlserver==1.7.1", "torch==2.13.0"],
 }
 
 
