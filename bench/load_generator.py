@@ -159,7 +159,8 @@ class OpenLoad:
       refused: seconds from when it was sent to each RESOURCE_EXHAUSTED.
       expired: how many the server gave up for their deadline.
       lost: how many had no answer when the deadline was long over.
-      wrong: how often each other reply came, by what it said.
+      failed: how often each other status came, by what it said.
+      wrong: how often an answer came that is not right, by what it was.
       lags: seconds from when each was due to when it was sent.
     """
 
@@ -170,6 +171,7 @@ class OpenLoad:
     refused: list[float] = field(default_factory=list)
     expired: int = 0
     lost: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
     lags: list[float] = field(default_factory=list)
     generator_share: float = 0.0
@@ -260,6 +262,8 @@ def _count(found: OpenLoad, reply: Reply, now: float, deadline: float | None) ->
     elif reply.status == _DEADLINE_EXCEEDED or (reply.status == NO_ANSWER and over):
         # gRPC resets the stream of a call whose deadline has passed.
         found.expired += 1
+    elif reply.status != OK:
+        found.failed[_description(reply)] += 1
     elif not sent.request.accepts(reply):
         found.wrong[_description(reply)] += 1
     else:

@@ -67,10 +67,11 @@ def main() -> None:
     print(
         f"answers: {len(load.good)} in time, {len(load.late)} late, {len(refused)} refused at once "
         f"({_milliseconds(refused)}), "
-        f"{load.expired} expired, {load.lost} lost, wrong: {dict(load.wrong.most_common(3))}"
+        f"{load.expired} expired, {load.lost} lost, {load.failed.total()} failed: "
+        f"{dict(load.failed.most_common(3))}, {load.wrong.total()} wrong"
     )
     print(f"memory, MB each second: {[round(size / 1e6) for size in memory.sizes]}")
-    if load.wrong:
+    if load.wrong or load.failed:
         raise SystemExit("the server gave answers that are neither right nor refusals: see above")
     figures = {
         "goodput_of_capacity": round(load.goodput / most.rate, 3),

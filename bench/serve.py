@@ -88,9 +88,12 @@ class System:
         target, made = self.subjects[subject]
         load = open_loop(target, made, rate=rate, seconds=seconds, patience=60)
         if load.wrong or load.lost:
-            raise RuntimeError(f"{subject}: {load.wrong.most_common(3)}, {load.lost} lost")
+            raise RuntimeError(
+                f"{subject} at {target.address}: {load.wrong.most_common(3)}, {load.lost} lost"
+            )
         good = sorted(load.good)
-        return Point(rate, percentile(good, 50) * 1e3, percentile(good, 99) * 1e3)
+        p50_ms, p99_ms = (percentile(good, percent) * 1e3 for percent in (50, 99))
+        return Point(rate, p50_ms, p99_ms, len(good) / load.sent)
 
 
 def main() -> None:
@@ -189,11 +192,11 @@ def _batches(address: str, model: str) -> bool:
 
 
 def _open(options: argparse.Namespace, systems: dict[str, System], figures: Figures) -> Load:
-    """Returns latency at fractions of what each system did at most."""
+    """Returns latency at fractions of what each server did at most."""
     load: Load = {}
     for subject in options.models:
         for name, system in systems.items():
-            if subject not in system.subjects:
+            if name == "echo" or subject not in system.subjects:
                 continue
             most = max(figures.rate(subject, number, name) for number in options.connections)
             load.setdefault(subject, {})[name] = [

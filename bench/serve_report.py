@@ -19,11 +19,12 @@ _LIMITS = ("echo",)
 
 
 class Point(NamedTuple):
-    """Latency at a rate of requests a second, in milliseconds."""
+    """Latency at a rate of requests a second, of the share of them that was answered."""
 
     rate: float
     p50_ms: float
     p99_ms: float
+    answered: float
 
 
 Load = dict[str, dict[str, list[Point]]]
@@ -139,7 +140,7 @@ def write(
 ) -> None:
     """Writes serve.json, serve.md, serve.png and serve.svg."""
     directory.mkdir(parents=True, exist_ok=True)
-    systems = dict.fromkeys(system for _, _, system in figures.rows())
+    names = dict.fromkeys(system for _, _, system in figures.rows())
     about = {
         "date": datetime.date.today().isoformat(),
         "machine": f"{_processor()}, {os.cpu_count()} cores",
@@ -154,10 +155,15 @@ def write(
         "echo": summary(figures, "echo"),
         "peers": {
             system: summary(figures, system)
-            for system in systems
+            for system in names
             if system != "slipway" and system not in _LIMITS
         },
-        "latency_against_load": load,
+        "latency_against_load": {
+            subject: {
+                system: [point._asdict() for point in points] for system, points in systems.items()
+            }
+            for subject, systems in load.items()
+        },
     }
     (directory / "serve.json").write_text(json.dumps(found, indent=1) + "\n")
     text = (
@@ -179,7 +185,8 @@ def _plot(directory: Path, load: Mapping[str, Mapping[str, Sequence[Point]]]) ->
 
     figure, axes = pyplot.subplots(1, len(load), figsize=(5 * len(load), 4), squeeze=False)
     for axis, (subject, systems) in zip(axes[0], load.items(), strict=True):
-        for system, points in systems.items():
+        for system, every in systems.items():
+            points = [point for point in every if point.answered > 0.99]
             rates = [point.rate for point in points]
             (line,) = axis.plot(rates, [point.p50_ms for point in points], marker=".", label=system)
             p99 = [point.p99_ms for point in points]
