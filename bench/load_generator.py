@@ -131,7 +131,7 @@ def closed_loop(callers: Sequence[Caller], seconds: float, warm_up: float = 0.3)
         before = time.thread_time()
         counting = warm_up == 0
         while now < until:
-            for connection, replies in poll.wait(until - now):
+            for connection, replies in poll.wait((until if counting else measured_from) - now):
                 caller = by_number[connection.fileno()]
                 now = time.perf_counter()
                 for reply in replies:

@@ -27,6 +27,7 @@ import contextlib
 import itertools
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slipway.bench import peers, serve_report
-from slipway.bench.http2_client import call
+from slipway.bench.http2_client import ConnectionLost, call
 from slipway.bench.load_generator import (
     Caller,
     Request,
@@ -178,9 +179,14 @@ def _closed(
                 # Whoever was first in one round is last in the next.
                 order = sorted(systems, reverse=bool(number % 2))
                 for name in order:
-                    if subject in systems[name].subjects:
+                    try:
                         measured = systems[name].measure(subject, connections, options.seconds)
-                        figures.add(subject, connections, name, measured)
+                    except (ConnectionLost, RuntimeError) as error:
+                        if name in ("slipway", "echo"):
+                            raise
+                        print(f"{name}, {subject}, {connections}: {error}", file=sys.stderr)
+                        continue
+                    figures.add(subject, connections, name, number, measured)
     return figures
 
 
@@ -196,11 +202,15 @@ def _open(options: argparse.Namespace, systems: dict[str, System], figures: Figu
     load: Load = {}
     for subject in options.models:
         for name, system in systems.items():
-            if name == "echo" or subject not in system.subjects:
+            rates = [
+                figures.rate(subject, number, name)
+                for number in options.connections
+                if (subject, number, name) in figures.rows()
+            ]
+            if name == "echo" or not rates:
                 continue
-            most = max(figures.rate(subject, number, name) for number in options.connections)
             load.setdefault(subject, {})[name] = [
-                system.latency_at(subject, fraction * most, options.seconds * 2)
+                system.latency_at(subject, fraction * max(rates), options.seconds * 2)
                 for fraction in _FRACTIONS
             ]
     return load

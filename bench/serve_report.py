@@ -35,13 +35,19 @@ class Figures:
     """Measurements of every round; what it returns are medians."""
 
     def __init__(self) -> None:
-        self._measured: defaultdict[tuple[str, int, str], list[Sequence[float]]] = defaultdict(list)
+        self._measured: defaultdict[tuple[str, int, str], dict[int, Sequence[float]]]
+        self._measured = defaultdict(dict)
         self._compute: defaultdict[tuple[str, tuple[int, int]], list[tuple[float, float]]]
         self._compute = defaultdict(list)
 
-    def add(self, subject: str, connections: int, system: str, measured: Sequence[float]) -> None:
-        """Takes requests a second, p50 and p99 in milliseconds, and the generator's share."""
-        self._measured[subject, connections, system].append(measured)
+    def add(
+        self, subject: str, connections: int, system: str, number: int, measured: Sequence[float]
+    ) -> None:
+        """Takes requests a second, p50 and p99 in milliseconds, and the generator's share.
+
+        `number` is the round's.
+        """
+        self._measured[subject, connections, system][number] = measured
 
     def add_compute(self, subject: str, how: tuple[int, int], rate: float, p50_ms: float) -> None:
         """Takes rows a second, and the median of a call, in process, by batch and callers."""
@@ -53,7 +59,7 @@ class Figures:
 
     def median(self, subject: str, connections: int, system: str) -> list[float]:
         """Returns requests a second, p50 and p99 in milliseconds, and the generator's share."""
-        columns = zip(*self._measured[subject, connections, system], strict=True)
+        columns = zip(*self._measured[subject, connections, system].values(), strict=True)
         return [statistics.median(column) for column in columns]
 
     def rate(self, subject: str, connections: int, system: str) -> float:
@@ -62,13 +68,10 @@ class Figures:
 
     def of_wire(self, subject: str, connections: int, system: str) -> float:
         """Returns the median of the ratios to the echo, each within a round."""
+        echo = self._measured[subject, connections, "echo"]
         return statistics.median(
-            ours[0] / echo[0]
-            for ours, echo in zip(
-                self._measured[subject, connections, system],
-                self._measured[subject, connections, "echo"],
-                strict=True,
-            )
+            measured[0] / echo[number][0]
+            for number, measured in self._measured[subject, connections, system].items()
         )
 
     def compute(self, subject: str, most_rows: int) -> tuple[float, tuple[int, int]]:
