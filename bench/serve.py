@@ -221,7 +221,7 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="under five minutes; writes nothing")
     parser.add_argument("--rounds", type=int, help="of everything (default: 3 if quick, else 7)")
     parser.add_argument(
-        "--seconds", type=float, help="of each measurement (default: 1.5 if quick, else 4)"
+        "--seconds", type=float, help="of each measurement (default: 2 if quick, else 4)"
     )
     parser.add_argument(
         "--threads",
@@ -241,7 +241,7 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--to", type=Path, default=workspace / "docs" / "benchmarks", metavar="DIR")
     options = parser.parse_args(arguments)
     options.rounds = options.rounds or (3 if options.quick else 7)
-    options.seconds = options.seconds or (1.5 if options.quick else 4.0)
+    options.seconds = options.seconds or (2.0 if options.quick else 4.0)
     return options
 
 
