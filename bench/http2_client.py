@@ -73,9 +73,15 @@ class GrpcConnection:
         Args:
           address: HOST:PORT.
           path: of the method, "/SERVICE/METHOD".
+
+        Raises:
+          ConnectionLost: nothing listens there.
         """
         host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=30)
+        try:
+            self.socket = socket.create_connection((host, int(port)), timeout=30)
+        except OSError as error:
+            raise ConnectionLost(f"{address}: {error}") from error
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         headers = [
             (":method", "POST"),

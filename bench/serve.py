@@ -29,6 +29,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,23 @@ class System:
 
     def __init__(self, subjects: dict[str, tuple[Target, list[Request]]]) -> None:
         self.subjects = subjects
+
+    def wait_until_ready(self, seconds: float = 60) -> None:
+        """Returns when every subject has been answered.
+
+        Raises:
+          RuntimeError: that took too long.
+        """
+        end = time.monotonic() + seconds
+        for target, made in self.subjects.values():
+            while True:
+                try:
+                    call(target.address, target.path, made[0].message[5:])
+                    break
+                except (ConnectionLost, RuntimeError) as error:
+                    if time.monotonic() > end:
+                        raise RuntimeError(f"not ready: {error}") from error
+                    time.sleep(0.5)
 
     def measure(self, subject: str, connections: int, seconds: float) -> tuple[float, ...]:
         """Returns requests a second, p50 and p99 in milliseconds, and the generator's share.
@@ -149,7 +167,7 @@ def _peers(
     systems = {}
     for peer in peers.start(stack, options.peers, folder, options.threads):
         encode, decode = peer.dialect.encode, peer.dialect.decode
-        systems[peer.name] = System(
+        system = System(
             {
                 name: (
                     peer.target,
@@ -158,6 +176,12 @@ def _peers(
                 for name in options.models
             }
         )
+        try:
+            system.wait_until_ready()
+        except RuntimeError as error:
+            print(f"{peer.name} is left out: {error}", file=sys.stderr)
+        else:
+            systems[peer.name] = system
     return systems
 
 

@@ -48,7 +48,8 @@ async def serve(models, port):
         port, DataPlane(repository), ModelRepositoryExtension(repository), kwargs=limits
     )
     running = asyncio.create_task(server.start(max_workers=4))
-    await asyncio.sleep(1)
+    while not running.done() and server._server is None:
+        await asyncio.sleep(0.1)
     print(f"ready 127.0.0.1:{port}", flush=True)
     await running
 

@@ -61,20 +61,8 @@ async def serve(folder, port):
     ]
     server = MLServer(settings)
     running = asyncio.create_task(server.start(models))
-    while not running.done() and not await listens(port):
-        await asyncio.sleep(0.2)
-    await asyncio.sleep(5)
     print(f"ready 127.0.0.1:{port}", flush=True)
     await running
-
-
-async def listens(port):
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True
 
 
 if __name__ == "__main__":
