@@ -51,8 +51,9 @@ def start(
       threads: of each server's computation.
     """
     servers = Path(__file__).absolute().parent / "peer_servers"
-    # Our own packages must not reach an environment that has others.
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    # Our own packages, and how Bazel starts Python, must not reach other environments.
+    ours = ("PYTHON", "RUNFILES")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     environment["OMP_NUM_THREADS"] = str(threads)
     peers = []
     for name, dialect in _DIALECTS.items():

@@ -58,6 +58,7 @@ from slipway.bench.subjects import INFER, SUBJECTS, expected_outputs, inputs, re
 from slipway.proto import open_inference_pb2 as protocol
 
 _ECHO_THREADS = 32
+_WARM_UP_SECONDS = 5.0
 _FRACTIONS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1)
 
 
@@ -178,7 +179,10 @@ def _peers(
         )
         try:
             system.wait_until_ready()
-        except RuntimeError as error:
+            for name in options.models:
+                # Java compiles what has run for a while.
+                system.measure(name, max(options.connections), _WARM_UP_SECONDS)
+        except (ConnectionLost, RuntimeError) as error:
             print(f"{peer.name} is left out: {error}", file=sys.stderr)
         else:
             systems[peer.name] = system
