@@ -21,9 +21,10 @@ def python_repositories(*, interpreter = None, declared = []):
             lock = run_time_lock,
         )
 
-    # What only Slipway's own tests use. A repository is made when a target needs it. Each
+    # What only Slipway's own tests and benchmarks use. A repository is made when a target needs it. Each
     # holds only what the run-time site lacks: a target that depends on both has no file twice.
     for name, lock in {
+        "python_bench_site": Label("//third_party:bench_requirements.txt"),
         "python_model_site": Label("//third_party:model_requirements.txt"),
         "python_test_site": Label("//third_party:test_requirements.txt"),
     }.items():

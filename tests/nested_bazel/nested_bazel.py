@@ -30,6 +30,7 @@ _PYTHON_REPOSITORIES = (
     "pip",
     "pip_model",
     "pip_test",
+    "python_bench_site",
     "python_model_site",
     "python_site",
     "python_test_site",

@@ -1,0 +1,94 @@
+"""Calls programs in a process of its own, for benchmarks: their outputs, and how fast they are.
+
+Usage: compute_worker.py REPOSITORY THREADS
+
+Reads one JSON object a line and answers each with one:
+{"expected": MODEL, "to": FILE}                    writes the outputs for `subjects.inputs`: {}
+{"script": MODEL, "to": FILE}                      writes the eager model as TorchScript: {}
+{"time": MODEL, "batch": N, "callers": C, "seconds": S}
+    calls batches of N for about S seconds from C threads at once, each with its share of THREADS:
+    {"rate": rows a second, "p50_ms": of a call}
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from examples.encoder import model as encoder
+from examples.mlp import model as mlp
+from examples.resnet import model as resnet
+from slipway.bench.subjects import SUBJECTS, inputs
+from slipway.program import load
+
+
+class _Model:
+    def __init__(self, directory: Path, name: str) -> None:
+        self._program = load(directory)
+        self._calls = [
+            [torch.from_numpy(array) for array in arrays.values()] for arrays in inputs(name)
+        ]
+
+    def expected(self) -> list[Any]:
+        with torch.inference_mode():
+            return [self._program(*call).numpy() for call in self._calls]
+
+    def time(self, batch: int, callers: int, seconds: float) -> dict[str, float]:
+        batches = [
+            [tensor.repeat(batch, *[1] * (tensor.dim() - 1)) for tensor in call]
+            for call in self._calls
+        ]
+
+        @torch.inference_mode()
+        def run() -> list[float]:
+            self._program(*batches[0])
+            durations: list[float] = []
+            end = time.perf_counter() + seconds
+            # Whole rounds, as the calls differ in size.
+            while not durations or time.perf_counter() < end:
+                for call in batches:
+                    start = time.perf_counter()
+                    self._program(*call)
+                    durations.append(time.perf_counter() - start)
+            return durations
+
+        with ThreadPoolExecutor(callers) as pool:
+            found = [future.result() for future in [pool.submit(run) for _ in range(callers)]]
+        rate = sum(batch * len(durations) / sum(durations) for durations in found)
+        return {"rate": rate, "p50_ms": statistics.median(itertools.chain(*found)) * 1e3}
+
+
+def _script(name: str, to: str) -> None:
+    build = {"encoder": encoder, "mlp": mlp, "resnet": resnet}[name].build_model
+    example = [torch.from_numpy(array) for array in inputs(name)[0].values()]
+    with torch.no_grad():
+        torch.jit.trace(build(), example).save(to)  # type: ignore[no-untyped-call]
+
+
+def main() -> None:
+    repository, threads = Path(sys.argv[1]), int(sys.argv[2])
+    models = {name: _Model(repository / name / "1", name) for name in SUBJECTS}
+    for line in sys.stdin:
+        task = json.loads(line)
+        answer: dict[str, float] = {}
+        if "expected" in task:
+            np.savez(task["to"], *models[task["expected"]].expected())
+        elif "script" in task:
+            _script(task["script"], task["to"])
+        else:
+            torch.set_num_threads(max(1, threads // task["callers"]))
+            answer = models[task["time"]].time(task["batch"], task["callers"], task["seconds"])
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The load generator, against real gRPC servers that answer, refuse, are slow or are wrong."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+import pytest
+
+from slipway.bench.http2_client import NO_ANSWER, OK, call, framed
+from slipway.bench.load_generator import Caller, Request, Target, closed_loop, open_loop
+
+PATH = "/bench.Test/Call"
+
+Behavior = Callable[[bytes, grpc.ServicerContext], bytes]
+
+
+@contextmanager
+def serving(behavior: Behavior, threads: int = 8) -> Iterator[Target]:
+    unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    server = grpc.server(ThreadPoolExecutor(threads), options=unlimited)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(behavior)
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("bench.Test", {"Call": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield Target(f"127.0.0.1:{port}", PATH)
+    server.stop(None).wait()
+
+
+def echoed(message: bytes) -> Request:
+    return Request(framed(message), lambda reply: reply.status == OK and reply.message == message)
+
+
+@pytest.mark.parametrize("size", [0, 1, 16_384, 100_000, 3_000_000])
+def test_messages_of_any_size_come_back_whole(size: int) -> None:
+    message = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    with serving(lambda data, _: data) as target:
+        assert call(target.address, PATH, message) == message
+        caller = Caller(target, [echoed(message), echoed(b"small")])
+        load = closed_loop([caller, Caller(target, [echoed(message)])], 2, warm_up=0)
+    assert not load.wrong
+    assert load.rate > 0
+    assert len(caller.latencies) > 1
+
+
+def test_a_wrong_answer_is_not_served() -> None:
+    counter = iter(range(10**9))
+    with serving(lambda data, _: data if next(counter) % 2 else b"wrong") as target:
+        load = closed_loop([Caller(target, [echoed(b"right")])], 2, warm_up=0)
+    assert load.wrong["a wrong answer of 5 bytes"] > 0
+    assert abs(load.wrong.total() - len(load.latencies)) <= 1
+
+
+def test_a_failed_call_says_why() -> None:
+    def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such thing")
+
+    with serving(refuse) as target:
+        load = closed_loop([Caller(target, [echoed(b"")])], 1, warm_up=0)
+        with pytest.raises(RuntimeError, match="no such thing"):
+            call(target.address, PATH, b"")
+    assert load.rate == 0
+    assert set(load.wrong) == {"status 3: no such thing"}
+
+
+def test_an_open_loop_sends_at_its_rate_whatever_the_server_does() -> None:
+    with serving(lambda data, _: data) as target:
+        load = open_loop(target, [echoed(b"a"), echoed(b"b")], rate=200, seconds=2, connections=4)
+    assert 300 < load.sent < 500
+    assert len(load.good) == load.sent
+    assert not load.wrong and not load.lost and not load.refused
+
+
+def test_an_open_loop_tells_refused_from_expired_and_lost() -> None:
+    hold = threading.Event()
+
+    def behave(data: bytes, context: grpc.ServicerContext) -> bytes:
+        if data == b"refuse":
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        if data == b"hold":
+            hold.wait()
+        return data
+
+    mixed = [echoed(data) for data in (b"good", b"refuse", b"hold")]
+    with serving(behave, threads=64) as target:
+        load = open_loop(target, mixed, rate=30, seconds=1, connections=2, deadline=0.5, patience=1)
+        found = (len(load.good), len(load.refused), load.expired, load.lost)
+        without_deadline = open_loop(
+            target, [echoed(b"hold")], rate=10, seconds=1, connections=1, patience=0.2
+        )
+        hold.set()
+    assert sum(found) == load.sent
+    assert min(found[:3]) > 0
+    assert load.lost == 0
+    assert without_deadline.lost == without_deadline.sent > 0
+
+
+def test_the_status_of_a_reset_stream_is_none_of_grpcs() -> None:
+    assert NO_ANSWER not in {code.value[0] for code in grpc.StatusCode}

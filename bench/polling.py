@@ -1,0 +1,80 @@
+"""Waits for many connections at once, in one thread."""
+
+from __future__ import annotations
+
+import gc
+import select
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from slipway.bench.http2_client import Reply
+
+__all__ = ["Connection", "Poll", "without_collection"]
+
+
+class Connection(Protocol):
+    """What calls a server; `GrpcConnection` says how."""
+
+    @property
+    def blocked(self) -> bool: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+    def send(self, token: object, message: bytes, timeout: float | None = None) -> None: ...
+    def receive(self) -> list[Reply]: ...
+    def flush(self) -> None: ...
+
+
+class Poll:
+    """Waits for connections, which it closes at the end of a `with` block."""
+
+    def __init__(self, connections: Sequence[Connection]) -> None:
+        self._connections = {connection.fileno(): connection for connection in connections}
+        self._epoll = select.epoll()
+        self._blocked: set[int] = set()
+        for number in self._connections:
+            self._epoll.register(number, select.EPOLLIN)
+
+    def __enter__(self) -> Poll:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._epoll.close()
+        for connection in self._connections.values():
+            connection.close()
+
+    def watch(self, connection: Connection) -> None:
+        """Call it after each use: a connection that is blocked is written to when it can be."""
+        number = connection.fileno()
+        if connection.blocked == (number in self._blocked):
+            return
+        if connection.blocked:
+            self._blocked.add(number)
+            self._epoll.modify(number, select.EPOLLIN | select.EPOLLOUT)
+        else:
+            self._blocked.discard(number)
+            self._epoll.modify(number, select.EPOLLIN)
+
+    def wait(self, seconds: float) -> Iterator[tuple[Connection, list[Reply]]]:
+        """Yields the connections at which something arrived within `seconds`, and what it ended."""
+        # An epoll waits for whole milliseconds, a select of it for microseconds.
+        if seconds < 0.05 and not select.select([self._epoll], [], [], max(0.0, seconds))[0]:
+            return
+        for number, event in self._epoll.poll(max(0.0, seconds)):
+            connection = self._connections[number]
+            if event & select.EPOLLOUT:
+                connection.flush()
+            if event & ~select.EPOLLOUT:
+                yield connection, connection.receive()
+            else:
+                self.watch(connection)
+
+
+class without_collection:
+    """Keeps Python's collector of cycles, which would be measured as latency, out of a block."""
+
+    def __enter__(self) -> None:
+        gc.collect()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        gc.enable()
