@@ -19,11 +19,12 @@ from slipway.tests.remote_cache.execution_log import Action, read_actions
 from slipway.tests.remote_cache.nginx import cache_server
 
 _TARGETS = (
-    "kind('(_torch_export|_torch_program_from_pt2|_torch_contract) rule', "
+    "kind('(torch_export|torch_program_from_pt2|torch_contract) rule', "
     "//examples/... + //tests/interchange/... + //tests/reproducibility/...)"
 )
 # Of the rules above: TorchExport, TorchProgramFromPt2, TorchContract.
 _MNEMONICS = "Torch"
+_EXPECTED = ("TorchExport ", "TorchProgramFromPt2 ", "TorchContract ")
 
 
 def _build(checkout: Path, cache: str) -> dict[str, Action]:
@@ -38,7 +39,11 @@ def _build(checkout: Path, cache: str) -> dict[str, Action]:
             "--noexecution_log_sort",
             *bazel.run("query", _TARGETS).split(),
         )
-    return read_actions(log, _MNEMONICS)
+    actions = read_actions(log, _MNEMONICS)
+    missing = [kind for kind in _EXPECTED if not any(name.startswith(kind) for name in actions)]
+    if missing:
+        raise SystemExit(f"the build had no action of the kinds {missing}: see _TARGETS")
+    return actions
 
 
 def _disagreements(first: Mapping[str, Action], second: Mapping[str, Action]) -> list[str]:

@@ -35,8 +35,8 @@ def test_a_contract_tells_nothing_of_its_build(contract: Path) -> None:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert len(PROGRAMS) >= 3
-    assert len(CONTRACTS) >= 3
+    assert len(PROGRAMS) >= 4
+    assert len(CONTRACTS) >= 4
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from slipway.tests.nested_bazel.nested_bazel import Bazel, copy_checkout, scratc
 from slipway.tests.reproducibility.comparison import differences
 
 # Programs, contract texts and model repositories, by their rules.
-_RULES = "_torch_export|_torch_program_from_pt2|_torch_contract|torch_model_repository"
+_RULES = "torch_export|torch_program_from_pt2|torch_contract|torch_model_repository"
 _ARTIFACTS = f"kind('({_RULES}) rule', //examples/... + //tests/reproducibility/...)"
 _CONTROLS = "attr(tags, reproducibility_control, //tests/reproducibility/...)"
 
@@ -95,7 +95,11 @@ def _build(bazel: Bazel, *flags: str) -> tuple[dict[str, Path], float]:
     start = time.monotonic()
     bazel.run("build", *flags, *targets)
     seconds = time.monotonic() - start
-    return bazel.outputs(targets, *flags), seconds
+    files = bazel.outputs(targets, *flags)
+    for ending in (".program/program.pb", "/1/program.pb", "_contract.txt"):
+        if not any(name.endswith(ending) for name in files):
+            raise SystemExit(f"nothing that was built is called *{ending}: see _RULES")
+    return files, seconds
 
 
 def _controls(bazel: Bazel) -> dict[str, Path]:
