@@ -2,10 +2,11 @@
 
     bazel run //bench:overload
 
-Finds how much the server does at most, in a closed loop of 32 connections. Then sends three times
-as much for a minute, each request with a deadline, and looks at what comes back: an answer in time,
-an answer too late, a refusal (RESOURCE_EXHAUSTED at once, or nothing because the deadline passed),
-or nothing at all. Every answer is compared with the program's.
+Finds how much the server does at most, in closed loops of 32, 128 and 256 callers: a server that
+batches does more when more is waiting. Then sends three times as much for a minute, each request
+with a deadline, and looks at what comes back: an answer in time, an answer too late, a refusal
+(RESOURCE_EXHAUSTED at once, or DEADLINE_EXCEEDED), another failure, or nothing at all. Every answer
+is compared with the program's. Exits 1 if one was wrong, or a request failed in another way.
 
 Ends with one JSON object, {"goodput_of_capacity", "p99_ms", "lost", "refused", "rss_growth_mb"}:
 right answers in time a second, divided by what the server does at most; the 99th percentile of all
@@ -21,9 +22,11 @@ import json
 import threading
 from collections.abc import Sequence
 
-from slipway.bench.load_generator import Caller, Target, closed_loop, open_loop, percentile
+from slipway.bench.load_generator import Caller, Request, Target, closed_loop, open_loop, percentile
 from slipway.bench.server_process import ServerProcess, compute_worker, slipway_server
 from slipway.bench.subjects import INFER, SUBJECTS, expected_outputs, inputs, requests
+
+_CALLERS = (32, 128, 256)
 
 
 def main() -> None:
@@ -35,24 +38,12 @@ def main() -> None:
         server = stack.enter_context(slipway_server(options.server_flag))
         target = Target(server.address, INFER)
 
-        callers = [
-            Caller(target, made[number % len(made) :] + made[: number % len(made)])
-            for number in range(options.connections)
-        ]
-        most = closed_loop(callers, options.capacity_seconds, warm_up=2)
-        if most.wrong:
-            raise SystemExit(f"wrong answers without overload: {most.wrong.most_common(3)}")
-        print(
-            f"capacity: {most.rate:.0f} requests/s at {options.connections} connections, "
-            f"{_milliseconds(most.latencies)}; load generator {most.generator_share:.2f} cores",
-            flush=True,
-        )
-
+        most = _capacity(target, made, options.capacity_seconds)
         with _MemoryWatch(server) as memory:
             load = open_loop(
                 target,
                 made,
-                rate=options.factor * most.rate,
+                rate=options.factor * most,
                 seconds=options.seconds,
                 connections=options.connections,
                 deadline=options.deadline_ms / 1e3,
@@ -71,16 +62,40 @@ def main() -> None:
         f"{dict(load.failed.most_common(3))}, {load.wrong.total()} wrong"
     )
     print(f"memory, MB each second: {[round(size / 1e6) for size in memory.sizes]}")
-    if load.wrong or load.failed:
-        raise SystemExit("the server gave answers that are neither right nor refusals: see above")
     figures = {
-        "goodput_of_capacity": round(load.goodput / most.rate, 3),
+        "goodput_of_capacity": round(load.goodput / most, 3),
         "p99_ms": round(percentile(accepted, 99) * 1e3, 1) if accepted else None,
         "lost": load.lost,
         "refused": len(refused) + load.expired,
         "rss_growth_mb": round((memory.sizes[-1] - memory.sizes[0]) / 1e6, 1),
     }
     print(json.dumps(figures))
+    if load.wrong or load.failed:
+        raise SystemExit("the server gave answers that are neither right nor refusals: see above")
+
+
+def _capacity(target: Target, made: Sequence[Request], seconds: float) -> float:
+    """Returns the most requests a second that closed loops of any size got answered."""
+    most = 0.0
+    for count in _CALLERS:
+        callers = [
+            Caller(target, [*made[start:], *made[:start]])
+            for start in (number % len(made) for number in range(count))
+        ]
+        load = closed_loop(callers, seconds, warm_up=1)
+        print(
+            f"capacity: {load.rate:.0f} requests/s for {count} callers, "
+            f"{_milliseconds(load.latencies)}; load generator {load.generator_share:.2f} cores",
+            flush=True,
+        )
+        if load.wrong:
+            # A queue that is full refuses, and the callers try again at once.
+            print(f"  {load.wrong.most_common(3)}")
+            break
+        most = max(most, load.rate)
+    if not most:
+        raise SystemExit("the server refused requests without overload: see above")
+    return most
 
 
 def _milliseconds(seconds: Sequence[float]) -> str:
@@ -117,7 +132,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--factor", type=float, default=3.0, help="default: %(default)g")
     parser.add_argument("--deadline-ms", type=float, default=1000.0, help="default: %(default)g")
     parser.add_argument("--connections", type=int, default=32, help="default: %(default)s")
-    parser.add_argument("--capacity-seconds", type=float, default=8.0, help="default: %(default)g")
+    parser.add_argument("--capacity-seconds", type=float, default=5.0, help="default: %(default)g")
     parser.add_argument(
         "--server-flag", action="append", default=[], metavar="FLAG", help="of ours; repeatable"
     )
