@@ -32,7 +32,7 @@ from slipway.serving.model import Environment
 from slipway.serving.request_queue import PendingRequest
 from slipway.serving.scheduler import SchedulingOptions
 from slipway.tests.serving.programs import AFFINE_WEIGHT, LOOKUP_TABLE
-from slipway.tests.serving.scheduling import Answer, Bench, affine, columns, lookup
+from slipway.tests.serving.scheduling import Answer, Bench, affine, columns, lookup, small_request
 
 MODELS = ("affine", "columns", "lookup")
 ROOT = tempfile.TemporaryDirectory()
@@ -180,8 +180,7 @@ class Schedules(RuleBasedStateMachine):
     @rule(name=st.sampled_from(MODELS))
     def hold_up(self, name: str) -> None:
         # Behind what waits, so it may take a while until the instance is held up.
-        messages = {"affine": affine, "columns": columns, "lookup": lookup}
-        self.busy.append(self.bench.submit(messages[name](), Answer(is_held=True)))
+        self.busy.append(self.bench.submit(small_request(name), Answer(is_held=True)))
         self.bench.run(name)
 
     @precondition(lambda self: self.busy)

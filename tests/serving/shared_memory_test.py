@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def test_inputs_and_outputs_in_regions_are_those_of_the_model(
     # What `shm_open` makes, with the mode that tritonclient gives it.
     regions = {name: SharedMemory(create=True, size=64) for name in ("in", "out")}
     try:
+        files = {name: Path("/dev/shm", region.name) for name, region in regions.items()}
         for name, region in regions.items():
             client.register_system_shared_memory(name, f"/{region.name}", 64)
         given = InferInput("x", [3, 4], "FP32")
@@ -76,9 +78,9 @@ def test_inputs_and_outputs_in_regions_are_those_of_the_model(
         wanted = InferRequestedOutput("y")
         wanted.set_shared_memory("out", 40, offset=8)
         for scale in (1, 2):  # the second time the header is known
-            regions["in"].buf[16:] = (x * scale).tobytes()
+            files["in"].write_bytes(bytes(16) + (x * scale).tobytes())
             result = client.infer("affine", [given], outputs=[wanted], request_id=str(scale))
-            y = np.frombuffer(bytes(regions["out"].buf[8:44]), np.float32).reshape(3, 3)
+            y = np.frombuffer(files["out"].read_bytes()[8:44], np.float32).reshape(3, 3)
             np.testing.assert_allclose(y, scale * x @ AFFINE_WEIGHT.numpy().T, rtol=1e-5)
             response = result.get_response()
             assert list(response.raw_output_contents) == [b""]
@@ -210,9 +212,7 @@ def test_what_is_no_file_of_the_servers_user_is_not_opened(
         os.mkfifo(pipe)
         folder.mkdir()
         for path in (link, pipe, folder):
-            status, text = refused(
-                lambda path=path: client.register_system_shared_memory("r", path.name, 0)
-            )
+            status, text = refused(partial(client.register_system_shared_memory, "r", path.name, 0))
             assert status == str(INVALID)
             assert "Unable to open shared memory region" in text
     finally:
