@@ -8,7 +8,6 @@ request that has them is checked by one look-up. Headers that are refused are no
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -24,15 +23,10 @@ from slipway.serving.errors import (
 )
 from slipway.serving.model import Model
 from slipway.serving.plan import InferenceRequest, Plan
+from slipway.serving.region_references import check_reference_sizes, read_reference
 from slipway.serving.repository import Repository
-from slipway.serving.shared_memory import RegionReference, RegionSlice, SharedMemoryRegions
-from slipway.serving.tensors import (
-    TensorHeader,
-    check_contents,
-    read_headers,
-    read_typed_contents,
-    size_problem,
-)
+from slipway.serving.shared_memory import RegionSlice, SharedMemoryRegions
+from slipway.serving.tensors import check_contents, read_headers, read_typed_contents
 from slipway.serving.wire import not_a_request, split_request
 
 __all__ = ["DEFAULT_PRIORITY", "RequestReader"]
@@ -41,13 +35,6 @@ DEFAULT_PRIORITY = 8
 """The level of requests that name none, or 0; level 1 is the most urgent."""
 
 _DIGEST_REQUESTED = "slipway_return_program_digest"
-
-_REGION = "shared_memory_region"
-_OFFSET = "shared_memory_offset"
-_BYTE_SIZE = "shared_memory_byte_size"
-_REGION_PARAMETERS = {_REGION: "string_param", _BYTE_SIZE: "int64_param", _OFFSET: "int64_param"}
-
-_Parameters = Mapping[str, protocol.InferParameter]
 
 _KEPT_PLANS = 1024
 _KEPT_HEADER_SIZE = 4096
@@ -125,13 +112,21 @@ class RequestReader:
     def _plan(self, model: Model, request: protocol.ModelInferRequest) -> Plan:
         headers = read_headers(model.subject, request)
         sources = {
-            item.name: self._reference(model, "input", item.name, item.parameters)
+            item.name: read_reference(
+                model.subject, "input", item.name, item.parameters, self._shared_memory is not None
+            )
             for item in request.inputs
         }
         outputs = _requested_outputs(model, request)
         destinations = {}
         for index, output in zip(outputs, request.outputs, strict=False):
-            reference = self._reference(model, "output", output.name, output.parameters)
+            reference = read_reference(
+                model.subject,
+                "output",
+                output.name,
+                output.parameters,
+                self._shared_memory is not None,
+            )
             if reference is not None:
                 destinations[index] = reference
         wants_digest, priority, timeout = _parameters(model, request)
@@ -142,7 +137,7 @@ class RequestReader:
         except ContractViolation as error:
             raise ContractError.from_violation(model.subject, error) from None
         inputs = [headers[name] for name in model.contract.tensor_inputs]
-        _check_sizes(model, inputs, sources)
+        check_reference_sizes(model.subject, inputs, sources)
         raw_names = [item.name for item in request.inputs if sources[item.name] is None]
         rows, group = model.batch_of(binding)
         return Plan(
@@ -163,40 +158,6 @@ class RequestReader:
             group=group,
             binding=binding,
             is_routed=not request.model_version and self._repository.is_split(request.model_name),
-        )
-
-    def _reference(
-        self, model: Model, role: str, name: str, parameters: _Parameters
-    ) -> RegionReference | None:
-        """Returns where in shared memory a tensor lies, or None."""
-        if not any(parameter.startswith("shared_memory_") for parameter in parameters):
-            return None
-        if self._shared_memory is None:
-            raise UnsupportedError(
-                f"Client shared memory is disabled: {role} {quoted(name)} of {model.subject} can "
-                "only be in the message, unless the server is started with "
-                "--allow-client-shared-memory"
-            )
-        problems: list[FieldViolation] = []
-        for parameter, kind in _REGION_PARAMETERS.items():
-            if parameter not in parameters:
-                if parameter == _OFFSET:
-                    continue
-                problem = f"{role} {quoted(name)} lies in shared memory and needs '{parameter}'"
-            elif parameters[parameter].WhichOneof("parameter_choice") != kind:
-                problem = (
-                    f"invalid value type for '{parameter}' parameter for {role} {quoted(name)}, "
-                    f"expected {kind}"
-                )
-            else:
-                continue
-            where = f"{role}s[{name}].parameters[{parameter}]"
-            problems.append(FieldViolation(where, problem, "PARAMETER"))
-        if problems:
-            raise InvalidRequestError.of(model.subject, problems)
-        offset = parameters[_OFFSET].int64_param if _OFFSET in parameters else 0
-        return RegionReference(
-            parameters[_REGION].string_param, offset, parameters[_BYTE_SIZE].int64_param
         )
 
     def _request(
@@ -240,20 +201,6 @@ class RequestReader:
         }
         size = len(message) + sum(source.size for source in sources if source is not None)
         return InferenceRequest(plan, identifier, contents, size, destinations)
-
-
-def _check_sizes(
-    model: Model, inputs: Sequence[TensorHeader], sources: Mapping[str, RegionReference | None]
-) -> None:
-    problems = []
-    for header in inputs:
-        source = sources[header.name]
-        problem = None if source is None else size_problem(header, source.size)
-        if problem is not None:
-            where = f"inputs[{header.name}].parameters[{_BYTE_SIZE}]"
-            problems.append(FieldViolation(where, problem, "CONTENTS"))
-    if problems:
-        raise InvalidRequestError.of(model.subject, problems)
 
 
 def _typed_contents(

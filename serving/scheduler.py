@@ -149,6 +149,7 @@ class Scheduler:
 
         Raises:
           OverloadedError: it cannot be run in time, or there is no room for it.
+          DeadlineError: its time was over when it came.
           ClosedError: the scheduler is closed.
         """
         size = pending.request.size
@@ -167,6 +168,8 @@ class Scheduler:
                     retry_after=self._wait_seconds(),
                 )
             if pending.expires < math.inf:
+                if pending.expires <= pending.arrived:
+                    raise self._deadline_error(pending)
                 wait = self._wait_seconds()
                 if queue.count and pending.arrived + wait > pending.expires:
                     raise OverloadedError(

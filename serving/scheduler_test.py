@@ -171,11 +171,18 @@ def test_a_request_that_cannot_be_run_in_time_is_refused_at_once(make_bench: Mak
     busy = bench.occupy()
     waiting = [bench.submit(affine()) for _ in range(3)]
     with pytest.raises(OverloadedError, match="would not come to this request before") as caught:
-        bench.submit(affine(), expires_in=0)
+        bench.submit(affine(), expires_in=1e-9)
     assert caught.value.retry_after > 0
     answer = bench.submit(affine(), expires_in=3600)
     finish(bench, busy, [*waiting, answer])
     assert answer.outputs
+
+
+def test_a_request_whose_time_is_over_is_refused_at_once(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    with pytest.raises(DeadlineError):
+        bench.submit(affine(), expires_in=0)
+    assert bench.model("affine").scheduler.queued == (0, 0)
 
 
 @pytest.mark.parametrize("is_looked_for", [True, False])
@@ -184,7 +191,7 @@ def test_a_request_that_expires_in_the_queue_is_never_run(
 ) -> None:
     bench = make_bench()
     busy = bench.occupy()
-    late = bench.submit(affine(), expires_in=0)
+    late = bench.submit(affine(), expires_in=1e-9)
     good = bench.submit(affine())
     scheduler = bench.model("affine").scheduler
     if is_looked_for:

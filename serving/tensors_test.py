@@ -13,6 +13,7 @@ from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.datatypes import DATATYPES, Datatype, datatype_of
 from slipway.serving.errors import InvalidRequestError
 from slipway.serving.tensors import (
+    TensorHeader,
     check_contents,
     make_batch,
     make_tensor,
@@ -28,7 +29,7 @@ datatypes = pytest.mark.parametrize("datatype", DATATYPES.values(), ids=DATATYPE
 def decode(request: protocol.ModelInferRequest) -> list[torch.Tensor]:
     headers = list(read_headers("m", request).values())
     if request.raw_input_contents:
-        contents = list(map(memoryview, request.raw_input_contents))
+        contents = [memoryview(raw) for raw in request.raw_input_contents]
         check_contents("m", headers, contents, range(len(headers)))
     else:
         contents = read_typed_contents("m", request, headers)
@@ -179,7 +180,9 @@ def test_a_batch_is_the_concatenation_of_its_tensors(
     axis = data.draw(st.integers(0, 2))
     sizes = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
     shape = data.draw(st.lists(st.integers(0, 3), min_size=3, max_size=3))
-    tensors, headers, contents = [], [], []
+    tensors: list[torch.Tensor] = []
+    headers: list[TensorHeader] = []
+    contents: list[memoryview] = []
     for size in sizes:
         shape[axis] = size
         raw = random_bytes(data, datatype, tuple(shape))

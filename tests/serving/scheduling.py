@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class Answer:
 
     def __init__(self, *, is_held: bool = False) -> None:
         self.cancelled = False
-        self.outputs: dict[str, np.ndarray] = {}
+        self.outputs: dict[str, np.ndarray[Any, Any]] = {}
         self.error: ServingError | None = None
         self.thread: threading.Thread | None = None
         self.entered = threading.Event()
@@ -42,10 +43,9 @@ class Answer:
 
     def respond(self, message: bytes) -> None:
         response = protocol.ModelInferResponse.FromString(message)
-        dtypes = {"FP32": np.float32, "BOOL": np.bool_}
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-            values = np.frombuffer(raw, dtypes[output.datatype]).reshape(output.shape)
-            self.outputs[output.name] = values
+            dtype = np.dtype({"FP32": "float32", "BOOL": "bool"}[output.datatype])
+            self.outputs[output.name] = np.frombuffer(raw, dtype).reshape(output.shape)
         self._finish()
 
     def fail(self, error: ServingError) -> None:
@@ -108,11 +108,21 @@ class Bench:
 
     def occupy(self, name: str = "affine") -> Answer:
         """Keeps an instance busy until the answer that is returned is released."""
-        messages = {"affine": affine, "lookup": lookup, "columns": columns}
-        answer = self.submit(messages[name](), Answer(is_held=True))
+        answer = self.submit(small_request(name), Answer(is_held=True))
         self.run(name)
         answer.wait()
         return answer
+
+
+def small_request(model: str) -> bytes:
+    """Returns a request of one row."""
+    match model:
+        case "affine":
+            return affine()
+        case "columns":
+            return columns()
+        case _:
+            return lookup()
 
 
 def affine(value: float = 1.0, rows: int = 1, **parameters: int) -> bytes:
