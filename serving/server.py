@@ -50,6 +50,8 @@ class InferenceServer:
         mode: ControlMode = ControlMode.FIXED,
         poll_seconds: float = 5.0,
         shared_memory: SharedMemoryRegions | None = None,
+        *,
+        shares_port: bool = False,
     ) -> None:
         """Makes a server that does not listen yet.
 
@@ -59,9 +61,11 @@ class InferenceServer:
           mode: whether and how what is served follows the repository.
           poll_seconds: between two looks at it.
           shared_memory: where clients register regions; None if they may not.
+          shares_port: whether other processes may listen on the same port.
         """
         self._repository = repository
         self._health = Health()
+        self._report_lock = threading.Lock()
         self._reported = set(repository.names)
         for name in repository.names:
             self._health.report(name, False)
@@ -79,7 +83,7 @@ class InferenceServer:
                 ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE),
                 ("grpc.max_send_message_length", MAX_MESSAGE_SIZE),
                 # Two servers on one port would share its connections in silence.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(shares_port)),
             ],
         )
         self._server.add_generic_rpc_handlers(
@@ -131,16 +135,26 @@ class InferenceServer:
         self._service.phase = Phase.SERVING
         self._frontend.is_open = True
         self._report()
+        self._control.follow()
         return self._repository.ready_count
 
+    @property
+    def is_busy(self) -> bool:
+        """Returns whether a thread still loads a version, after the server was drained."""
+        return self._control.is_busy
+
     def _report(self) -> None:
-        names = self._repository.names
-        for name in self._reported.difference(names):
-            self._health.report(name, False)
-        self._reported.update(names)
-        for name in names:
-            self._health.report(name, bool(self._repository.ready_versions(name)))
-        self._health.report("", self._service.is_ready())
+        """Tells health what has changed."""
+        with self._report_lock:
+            names = self._repository.names
+            for name in self._reported.difference(names):
+                self._health.report(name, False)
+            self._reported.update(names)
+            is_open = self._service.phase is Phase.SERVING
+            for name in names:
+                is_serving = is_open and bool(self._repository.ready_versions(name))
+                self._health.report(name, is_serving)
+            self._health.report("", self._service.is_ready())
 
     def drain(self, grace: float) -> bool:
         """Stops, and returns whether every request that had arrived was answered.
