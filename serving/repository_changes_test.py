@@ -214,7 +214,7 @@ def test_a_repository_that_vanishes_changes_nothing_and_may_come_back(
     if is_emptied:
         following.root.mkdir()  # such as where nothing is mounted
     for _ in range(3):
-        with pytest.raises(StartupError, match="what is loaded goes on|No such file"):
+        with pytest.raises(StartupError, match=r"what is loaded goes on|No such file"):
             following.look(1)
     assert following.default.version == 1
     if is_emptied:
