@@ -18,13 +18,17 @@ __all__ = ["main"]
 
 _LOGGER = logging.getLogger(__name__)
 
+_DEVICE_FAILED = 3
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT, and returns the process's exit code.
 
     0: stopped when asked to, with every request answered. 1: it failed. 2: the command line, or the
-    repository that it names, must change.
+    repository that it names, must change. 3: a device failed, which only a new process heals.
     """
+    if arguments is None:
+        arguments = sys.argv[1:]
     options = _parse(arguments)
     logging.basicConfig(
         stream=sys.stderr,
@@ -32,14 +36,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     try:
-        return _serve(options)
+        if options.worker or not (options.supervise or options.processes > 1):
+            return _serve(options)
+        return _supervise(options, arguments)
     except StartupError as error:
         print(f"slipway: error: {error}", file=sys.stderr)
         return error.exit_code
 
 
+def _supervise(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    for is_given, flag in (
+        (options.model_control == "explicit", "--model-control=explicit"),
+        (options.allow_client_shared_memory, "--allow-client-shared-memory"),
+    ):
+        if is_given and options.processes > 1:
+            raise StartupError(
+                f"{flag} needs --processes=1: a request to change something reaches one of the "
+                f"processes, and the others would not know; --processes is {options.processes}",
+                exit_code=2,
+            )
+    from slipway.serving.supervisor import Supervisor, reserve_port, worker_command
+
+    stop = _stop_event()
+    with reserve_port(options.host, options.port) as reserved:
+        command = worker_command(arguments, reserved.getsockname()[1])
+        return Supervisor(command, options.processes, options.grace_seconds).run(stop)
+
+
 def _serve(options: argparse.Namespace) -> int:
     stop = _stop_event()
+    if options.worker:
+        from slipway.serving.supervisor import follow_parent
+
+        follow_parent(stop)
     failed = threading.Event()
 
     # These import torch, which takes longer than to refuse a wrong flag.
@@ -64,7 +93,8 @@ def _serve(options: argparse.Namespace) -> int:
         custom_ops = load_custom_ops(options.custom_ops)
     except CustomOpsError as error:
         raise StartupError(str(error), exit_code=2) from error
-    torch.set_num_threads(options.threads or max(1, _processors() // options.instances))
+    share = options.instances * options.processes
+    torch.set_num_threads(options.threads or max(1, _processors() // share))
     mode = ControlMode(options.model_control)
     repository = Repository(
         _absolute(options.repository),
@@ -90,7 +120,9 @@ def _serve(options: argparse.Namespace) -> int:
         swaps=options.when_memory_is_short == "swap",
     )
     shared_memory = SharedMemoryRegions() if options.allow_client_shared_memory else None
-    server = InferenceServer(repository, loader, mode, options.poll_seconds, shared_memory)
+    server = InferenceServer(
+        repository, loader, mode, options.poll_seconds, shared_memory, shares_port=options.worker
+    )
     address = server.start(options.host, options.port)
     count = server.load(stop.is_set)
     if count or (mode is ControlMode.EXPLICIT and not stop.is_set()):
@@ -102,12 +134,16 @@ def _serve(options: argparse.Namespace) -> int:
             "no program of the repository could be loaded; the reasons are above", exit_code=1
         )
     _LOGGER.info("draining for at most %g seconds", options.grace_seconds)
-    if not server.drain(options.grace_seconds):
+    code = _DEVICE_FAILED if failed.is_set() else 0
+    is_drained = server.drain(options.grace_seconds)
+    if not is_drained:
         _LOGGER.error("requests were still running after %g seconds", options.grace_seconds)
+        code = code or 1
+    if not is_drained or server.is_busy:
         logging.shutdown()
         # A normal exit would wait for them.
-        os._exit(1)
-    return 1 if failed.is_set() else 0
+        os._exit(code)
+    return code
 
 
 def _stop_event() -> threading.Event:
@@ -160,6 +196,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="MODULE",
         help="a Python module that registers operators which programs may call; repeatable",
     )
+    processes = parser.add_argument_group("processes")
+    processes.add_argument(
+        "--supervise",
+        action="store_true",
+        help="run the server in a process of its own, and start it again when that ends",
+    )
+    processes.add_argument(
+        "--processes",
+        default=1,
+        type=_positive,
+        metavar="N",
+        help="that serve the same port, each on its own; more than one are supervised "
+        "(default: %(default)s)",
+    )
+    # A worker of such a process, which knows to start it so.
+    processes.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     repository = parser.add_argument_group("the repository")
     repository.add_argument(
         "--version-policy",

@@ -248,6 +248,7 @@ class Repository(ServedModels):
                 self._models[model.name].pop(version, None)
             for model in models:
                 self._models.setdefault(model.name, {})[version] = model
+            self._loads[name, True] += 1
             record.state, record.models, record.reason = State.READY, models, ""
             record.is_failing = False
             self._generation += 1
@@ -267,6 +268,7 @@ class Repository(ServedModels):
                 record.state = State.UNAVAILABLE
                 self._models.setdefault(name, {})
             is_news, record.reason = reason != record.reason, reason
+            self._loads[name, False] += 1
             record.is_failing = error.is_passing
         if is_news:
             what = "goes on with its old content" if record.models else "is unavailable"

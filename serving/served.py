@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import threading
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -78,6 +79,7 @@ class ServedModels:
         self._versions: dict[tuple[str, int], VersionRecord] = {}
         self._problems: dict[str, str] = {}
         self._models: dict[str, dict[int, Model]] = {}
+        self._loads: Counter[tuple[str, bool]] = Counter()
         # Those that decide whether the server as a whole is ready.
         self._required: set[str] = set()
         # What takes no new requests and has not answered the last one.
@@ -162,6 +164,11 @@ class ServedModels:
         """Returns whether the version of a request that names none depends on its id."""
         route = self._routes.get(name)
         return route is not None and bool(route.shares)
+
+    def loads(self) -> dict[tuple[str, bool], int]:
+        """Returns how many versions were loaded, by model and whether that went well."""
+        with self._lock:
+            return dict(self._loads)
 
     def ready_versions(self, name: str) -> list[int]:
         """Returns the versions of `name` that take requests, ascending."""
