@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -69,6 +70,7 @@ def _serve(options: argparse.Namespace) -> int:
         from slipway.serving.supervisor import follow_parent
 
         follow_parent(stop)
+    _raise_descriptor_limit()
     failed = threading.Event()
 
     # These import torch, which takes longer than to refuse a wrong flag.
@@ -144,6 +146,13 @@ def _serve(options: argparse.Namespace) -> int:
         # A normal exit would wait for them.
         os._exit(code)
     return code
+
+
+def _raise_descriptor_limit() -> None:
+    """Lets this process have as many files and connections as the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _stop_event() -> threading.Event:
