@@ -50,9 +50,8 @@ def read_end(connection: socket.socket) -> bytes:
     Raises:
       TimeoutError: it does not, in the time that the socket gives it.
     """
-    received = b""
+    received, start = b"", 0
     while True:
-        start = 0
         while len(received) >= start + 9:
             size = int.from_bytes(received[start : start + 3], "big")
             kind, flags, stream = struct.unpack(">BBI", received[start + 3 : start + 9])

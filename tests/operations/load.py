@@ -13,6 +13,7 @@ from types import TracebackType
 import grpc
 
 from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.datatypes import DATATYPES
 from slipway.tests.serving.programs import AFFINE_WEIGHT
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -42,6 +43,16 @@ def power_request(size: int) -> protocol.ModelInferRequest:
         model_name="power", raw_input_contents=[bytes(4 * size * size)]
     )
     request.inputs.add(name="x", datatype="FP32", shape=[size, size])
+    return request
+
+
+def echo_request(size: int) -> protocol.ModelInferRequest:
+    """Returns a request to `echo` of `size` bytes, a multiple of 4, and as large an answer."""
+    request = protocol.ModelInferRequest(model_name="echo")
+    for name in DATATYPES:
+        is_filled = name == "FP32"
+        request.inputs.add(name=name.lower(), datatype=name, shape=[size // 4 if is_filled else 0])
+        request.raw_input_contents.append(bytes(size if is_filled else 0))
     return request
 
 

@@ -25,7 +25,7 @@ class Proxy:
         host, port = server.rsplit(":", 1)
         self._server = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = "127.0.0.1:{}".format(self._listener.getsockname()[1])
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.is_stalled = False
         self.bytes_per_second = 0
         self._is_closed = False

@@ -10,7 +10,7 @@ import grpc
 
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.tests.operations.load import open_channel, wait_until
-from slipway.tests.serving.programs import write_affine, write_power
+from slipway.tests.serving.programs import write_affine, write_echo, write_power
 
 _SERVICE = "/inference.GRPCInferenceService/"
 
@@ -64,8 +64,9 @@ class Control:
 
 
 def make_repository(root: Path) -> None:
-    """Writes `affine` version 1 and `power` version 1."""
+    """Writes version 1 of `affine`, `echo` and `power`."""
     write_affine(root / "affine" / "1")
+    write_echo(root / "echo" / "1")
     write_power(root / "power" / "1")
 
 
