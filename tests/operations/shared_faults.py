@@ -209,6 +209,7 @@ def huge_message(scene: Scene) -> None:
 
 def descriptor_limit(scene: Scene) -> None:
     """The server may open no further file or connection, and later it may again."""
+    scene.control.index()  # over a connection that is there before
     limits = resource.prlimit(scene.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(scene.pid, resource.RLIMIT_NOFILE, (descriptors(scene.pid) + 4, limits[1]))
     with contextlib.ExitStack() as stack:

@@ -189,7 +189,7 @@ def _write(
         inputs[nodes[-1].name] = pb.GraphInput(input=index)
     outputs = list(build(graph, nodes))
     graph.output(tuple(outputs))
-    operators = OperatorTable.of_graphs([graph])
+    operators = OperatorTable.of_graphs([graph], frozenset(custom_ops))
     graphs = pb.ProgramGraph(
         operators=operators.to_proto(),
         methods=[graph_to_proto(graph, inputs, outputs, operators)],
