@@ -26,12 +26,15 @@ from slipway.tests.operations.load import (
 from slipway.tests.operations.scene import Scene, children, running
 from slipway.tests.serving.programs import write_poison
 
-__all__ = ["FAULTS", "NotPossible"]
+__all__ = ["FAULTS", "Fault", "NotPossible"]
 
 _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 _SHIFTS = (3600, -3600, 86400, -10 * 365 * 86400, 0)
 """Seconds by which the wall clock is off, one after the other."""
+
+
+Fault = Callable[[Path], int]
 
 
 class NotPossible(Exception):
@@ -161,7 +164,7 @@ def clock_jump(folder: Path) -> int:
     return load.lost + len(load.wrong)
 
 
-FAULTS: tuple[Callable[[Path], int], ...] = (
+FAULTS: tuple[Fault, ...] = (
     killed_worker,
     stopped_in_mid_batch,
     failed_device,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+from google.protobuf.message import Message
 
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.tests.operations.load import open_channel, wait_until
@@ -49,6 +50,11 @@ class Control:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
 
+    def unload(self) -> None:
+        """Has the server unload `affine`."""
+        request = protocol.RepositoryModelUnloadRequest(model_name="affine")
+        self._call("RepositoryModelUnload", request)
+
     def await_index(self, holds: Callable[[dict[str, tuple[str, str]]], bool], what: str) -> None:
         """Waits until the index is as it should be. Raises: TimeoutError."""
         wait_until(lambda: holds(self.index()), f"{what}; the index is {self.index()}")
@@ -56,7 +62,7 @@ class Control:
     def close(self) -> None:
         self._channel.close()
 
-    def _call(self, method: str, request: protocol.RepositoryIndexRequest) -> bytes:
+    def _call(self, method: str, request: Message) -> bytes:
         answer: bytes = self._channel.unary_unary(_SERVICE + method)(
             request.SerializeToString(), timeout=120
         )
