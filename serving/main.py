@@ -125,8 +125,13 @@ def _serve(options: argparse.Namespace) -> int:
     server = InferenceServer(
         repository, loader, mode, options.poll_seconds, shared_memory, shares_port=options.worker
     )
-    address = server.start(options.host, options.port)
-    count = server.load(stop.is_set)
+    if options.processes > 1:
+        # Clients are not to reach one of them that is loading, while others could answer.
+        count = server.load(stop.is_set)
+        address = server.start(options.host, options.port)
+    else:
+        address = server.start(options.host, options.port)
+        count = server.load(stop.is_set)
     if count or (mode is ControlMode.EXPLICIT and not stop.is_set()):
         print(f"slipway: serving {count} programs at {address}", flush=True)
         stop.wait()

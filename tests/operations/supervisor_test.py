@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slipway.tests.operations.load import wait_until
+from slipway.tests.operations.load import Load, wait_until
 from slipway.tests.operations.repository_changes import make_repository
 from slipway.tests.operations.scene import children, running
 from slipway.tests.serving.server_process import server_command, server_environment
@@ -33,23 +33,14 @@ def test_it_starts_again_what_ends_on_the_same_port_and_ends_with_0(tmp_path: Pa
         (worker,) = children(scene.pid)
         os.kill(worker, signal.SIGKILL)
         wait_until(lambda: children(scene.pid) not in ([], [worker]), "another worker")
-        wait_until(lambda: _answers(scene.address), "the port")
-        scene.probe()
+        with Load(scene.address) as load:
+            load.await_more()
         (other,) = children(scene.pid)
         # Stopped by someone who does not know better: the server goes on.
         os.kill(other, signal.SIGTERM)
         wait_until(lambda: children(scene.pid) not in ([], [other]), "another worker")
         assert "ended with SIGKILL; it is started again in 0.5 seconds" in scene.end_of_log()
         assert scene.server.stop() == 0
-
-
-def _answers(address: str) -> bool:
-    host, port = address.rsplit(":", 1)
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_its_workers_end_when_it_is_killed(tmp_path: Path) -> None:
