@@ -42,6 +42,13 @@ def _serve(options: argparse.Namespace) -> int:
     stop = _stop_event()
     failed = threading.Event()
 
+    # The threads of OpenMP would otherwise spin while they have nothing to do, on processors that
+    # the thread which receives requests needs. It is read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Whoever waits for the interpreter lock gets it after this. The thread that receives requests
+    # needs it for microseconds, often, and has to refuse them at once when there are too many.
+    sys.setswitchinterval(0.001)
+
     # These import torch, which takes longer than to refuse a wrong flag.
     import torch
 

@@ -33,6 +33,8 @@ __all__ = ["InferenceServer"]
 _CONTROL_THREADS = 4
 """Threads for everything but inference: health and metadata never wait behind it."""
 
+_MAX_PENDING_CALLS = 100_000
+
 _SERVICE = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 
@@ -78,6 +80,10 @@ class InferenceServer:
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE),
                 ("grpc.max_send_message_length", MAX_MESSAGE_SIZE),
+                # Calls that the loop has not come to yet. Beyond these, gRPC's core would end them
+                # without a word of why; the schedulers know what can be done in time.
+                ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
                 # Two servers on one port would share its connections in silence.
                 ("grpc.so_reuseport", 0),
             ],
