@@ -240,7 +240,9 @@ class RepositorySettings:
         "when RepositoryModelLoad and RepositoryModelUnload ask for it",
         choices=("fixed", "poll", "explicit"),
     )
-    poll_seconds: float = _seconds(5.0, 'between two looks, with model_control = "poll"')
+    poll_seconds: float = _seconds(
+        5.0, 'between two looks, with model_control = "poll"', minimum=0.01
+    )
     load_model: tuple[str, ...] = _setting(
         (), 'models to load at the start, with model_control = "explicit"', metavar="NAME"
     )

@@ -147,19 +147,16 @@ class _Reader:
         for name in content:
             if name in known:
                 continue
+            homes = [each for each, section in sections().items() if name in settings_of(section)]
             close = difflib.get_close_matches(name, list(known), n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            if path and homes:
+                hint = f"it belongs into [{homes[0]}]"
+            elif close:
+                hint = f"did you mean '{close[0]}'?"
+            else:
+                hint = f"there are {', '.join(known)}"
             where = f" in [{'.'.join(path)}]" if path else ""
-            if not close:
-                homes = [
-                    each for each, section in sections().items() if name in settings_of(section)
-                ]
-                hint = (
-                    f"; it belongs into [{homes[0]}]"
-                    if homes
-                    else f"; there are {', '.join(known)}"
-                )
-            self._report((*path, name), f"unknown {kind} {name!r}{where}{hint}")
+            self._report((*path, name), f"unknown {kind} {name!r}{where}; {hint}")
 
     def _report(self, path: Sequence[str], text: str) -> None:
         self._problems.append(self._document.problem(path, text))

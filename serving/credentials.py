@@ -27,8 +27,6 @@ __all__ = ["CredentialError", "TlsFiles", "TokenFile"]
 
 _LOGGER = logging.getLogger(__name__)
 
-_CHECK_SECONDS = 1.0
-
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
@@ -45,18 +43,22 @@ class CredentialError(StartupError):
 class _Followed(Generic[_Content]):
     """What files say, read again when they change. Safe for several threads."""
 
-    def __init__(self, paths: Sequence[Path], read: Callable[[], _Content]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], read: Callable[[], _Content], check_seconds: float
+    ) -> None:
         """Reads the files. Raises: what `read` raises."""
         self._paths = paths
+        self._check_seconds = check_seconds
         self._read = read
         self._lock = threading.Lock()
         self._looked = time.monotonic()
         self._state = self._look()
         self._content = read()
 
-    def get(self, every: float = _CHECK_SECONDS) -> _Content:
-        """Returns the content, after a look at the files if the last was `every` seconds ago."""
-        if time.monotonic() - self._looked >= every and self._lock.acquire(blocking=False):
+    def get(self) -> _Content:
+        """Returns the content, after a look at the files unless the last was just now."""
+        is_due = time.monotonic() - self._looked >= self._check_seconds
+        if is_due and self._lock.acquire(blocking=False):
             try:
                 self._looked = time.monotonic()
                 self._update()
@@ -86,13 +88,17 @@ class TokenFile:
     Empty lines and those that begin with `#` are passed over.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check_seconds: float = 1.0) -> None:
         """Reads the file.
+
+        Args:
+          path: of the file.
+          check_seconds: for how long after a look at it there is no other.
 
         Raises:
           CredentialError: it cannot be read, has a line that is no token, or has no token.
         """
-        self._digests = _Followed([path], lambda: _read_tokens(path))
+        self._digests = _Followed([path], lambda: _read_tokens(path), check_seconds)
         if not self._digests.get():
             raise CredentialError(f"{path} has no token: write one on a line")
 
@@ -127,7 +133,7 @@ class TlsFiles:
         def read() -> grpc.ServerCertificateConfiguration:
             return _read_tls(certificate, key, client_authorities)
 
-        self._configuration = _Followed(paths, read)
+        self._configuration = _Followed(paths, read, 0)
         self._served = self._configuration.get()
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -140,7 +146,7 @@ class TlsFiles:
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Returns what has changed; called by gRPC before each handshake."""
-        configuration = self._configuration.get(every=0)
+        configuration = self._configuration.get()
         if configuration is self._served:
             return None
         self._served = configuration
