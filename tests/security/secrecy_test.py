@@ -56,7 +56,7 @@ def server(broken: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def test_no_answer_names_a_path(
     server: ServerProcess, broken: Path, requests: dict[str, Any]
 ) -> None:
-    texts = []
+    texts: list[str] = []
     with grpc.insecure_channel(server.address) as channel:
         index = call(channel, "RepositoryIndex", service_pb2.RepositoryIndexRequest())
         reasons = {model.version: model.reason for model in index.models}
@@ -69,7 +69,7 @@ def test_no_answer_names_a_path(
             request.inputs[0].shape[0] = 100 if version == "1" else 1
             with pytest.raises(grpc.RpcError) as caught:
                 call(channel, "ModelInfer", request)
-            texts.append(caught.value.details())
+            texts.append(str(caught.value.details()))
         for method, request in requests.items():
             try:
                 texts.append(str(call(channel, method, request)))
