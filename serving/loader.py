@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ _LOGGER = logging.getLogger(__name__)
 
 _MEMORY_MARGIN = 1.1
 """What a program takes beside its weights, as a factor."""
+
+
+_PATH = re.compile(r"(?<![\w./])/(?:[^\s/'\":,;]+/)+([^\s/'\":,;]+)")
 
 
 class LoadError(Exception):
@@ -95,7 +99,7 @@ class Loader:
                     model.executor.warm_up(recent[model.name].executor.recent_bindings)
         except (ProgramError, SignatureError) as error:
             # A path of the server's is nobody's business who can reach its port.
-            raise LoadError(str(error).replace(str(path.parent.parent) + os.sep, "")) from error
+            raise LoadError(_without_paths(str(error), path)) from error
         except LoadError:
             raise
         except Exception as error:
@@ -125,3 +129,10 @@ class Loader:
         _LOGGER.warning("%s is unloaded first, to make room", replaced[0].subject)
         for model in replaced:
             model.scheduler.close()
+
+
+def _without_paths(text: str, path: Path) -> str:
+    """Returns `text` with MODEL/VERSION for the program's `path`, and names for other paths."""
+    for root in {str(path.parent.parent), os.path.realpath(path.parent.parent)}:
+        text = text.replace(root + os.sep, "")
+    return _PATH.sub(r"\1", text)
