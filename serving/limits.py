@@ -11,7 +11,6 @@ __all__ = ["channel_options"]
 _OWN_FILES = 128
 """Files that the server opens itself: programs, logs, metrics."""
 
-
 _MAX_PENDING_CALLS = 100_000
 
 
@@ -40,8 +39,8 @@ def channel_options(limits: LimitSettings) -> list[tuple[str, int]]:
         ),
         # A client that has gone without a word is found out without calls too.
         ("grpc.keepalive_permit_without_calls", 1),
-        # Calls that the loop has not come to yet. Beyond these, gRPC's core would end them without a
-        # word of why; the schedulers know what can be done in time.
+        # Calls that the loop has not come to yet. Beyond these, gRPC's core would end them without
+        # a word of why; the schedulers know what can be done in time.
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
         # Two servers on one port would share its connections in silence.
