@@ -13,20 +13,25 @@ from slipway.serving.main import main
 __all__ = ["run"]
 
 
-def run(program: str, flags: Sequence[str]) -> int:
+def run(program: str, flags: Sequence[str], config: str = "") -> int:
     """Serves the repository that holds `program`, and returns the process's exit code.
 
     Args:
       program: the runfiles path of any program of the repository; its MODEL/VERSION is the end.
       flags: come before those of the command line, which win.
+      config: the runfiles path of the configuration; empty if there is none.
     """
     runfiles = Runfiles.Create()
-    location = runfiles.Rlocation(program) if runfiles is not None else None
-    if location is None or not Path(location).is_dir():
-        print(
-            f"slipway: error: {program} is not among the runfiles: start the server with "
-            "`bazel run`, or keep NAME.runfiles beside it",
-            file=sys.stderr,
-        )
-        return 2
-    return main([f"--repository={Path(location).parents[1]}", *flags, *sys.argv[1:]])
+    found = []
+    for path in filter(None, (program, config)):
+        location = runfiles.Rlocation(path) if runfiles is not None else None
+        if location is None or not Path(location).exists():
+            print(
+                f"slipway: error: {path} is not among the runfiles: start the server with "
+                "`bazel run`, or keep NAME.runfiles beside it",
+                file=sys.stderr,
+            )
+            return 2
+        found.append(location)
+    files = [f"--config={location}" for location in found[1:]]
+    return main([*files, f"--repository={Path(found[0]).parents[1]}", *flags, *sys.argv[1:]])

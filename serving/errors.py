@@ -8,6 +8,7 @@
         ├── NotFoundError           NOT_FOUND           no such model, version or region
         ├── AlreadyExistsError      ALREADY_EXISTS      there is a region of this name
         ├── UnsupportedError        UNIMPLEMENTED       a part of the protocol that is not served
+        ├── UnauthenticatedError    UNAUTHENTICATED     the caller must show who it is
         ├── PermissionDeniedError   PERMISSION_DENIED   not for this caller
         ├── PreconditionError       FAILED_PRECONDITION not the way this server is run
         ├── UnavailableError        UNAVAILABLE         loading or draining: try again, or elsewhere
@@ -50,6 +51,7 @@ __all__ = [
     "ResourceExhaustedError",
     "ServingError",
     "StartupError",
+    "UnauthenticatedError",
     "UnavailableError",
     "UnsupportedError",
     "quoted",
@@ -155,6 +157,12 @@ class UnsupportedError(ServingError):
     """The request needs a part of the protocol that this server does not have."""
 
     status = grpc.StatusCode.UNIMPLEMENTED
+
+
+class UnauthenticatedError(ServingError):
+    """The caller must show who it is."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
 
 
 class PermissionDeniedError(ServingError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ _LOGGER = logging.getLogger(__name__)
 
 _MEMORY_MARGIN = 1.1
 """What a program takes beside its weights, as a factor."""
+
+
+_PATH = re.compile(r"(?<![\w./])/(?:[^\s/'\":,;]+/)+([^\s/'\":,;]+)")
 
 
 class LoadError(Exception):
@@ -127,7 +131,7 @@ class Loader:
 def _load_error(error: Exception, path: Path, name: str, version: int) -> LoadError:
     if isinstance(error, ProgramError | SignatureError):
         # A path of the server's is nobody's business who can reach its port.
-        text = str(error).replace(str(path.parent.parent) + os.sep, "")
+        text = _without_paths(str(error), path)
     else:
         _LOGGER.error("cannot load model '%s' version %d", name, version, exc_info=error)
         text = f"{type(error).__name__} while loading; the server's log has the cause"
@@ -143,3 +147,10 @@ def _is_passing(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def _without_paths(text: str, path: Path) -> str:
+    """Returns `text` with MODEL/VERSION for the program's `path`, and names for other paths."""
+    for root in {str(path.parent.parent), os.path.realpath(path.parent.parent)}:
+        text = text.replace(root + os.sep, "")
+    return _PATH.sub(r"\1", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +30,7 @@ class Environment:
 
     Attributes:
       options: how the requests of each model are run.
+      model_options: of models for which it is something else, by their name.
       memory: for the requests of all models.
       on_device_failure: called when a device fails for good.
     """
@@ -37,6 +38,7 @@ class Environment:
     options: SchedulingOptions = field(default_factory=SchedulingOptions)
     memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(sys.maxsize))
     on_device_failure: Callable[[], None] = _nothing
+    model_options: Mapping[str, SchedulingOptions] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def models_of(
         method_name: Signature.of(method.contract)
         for method_name, method in program.methods.items()
     }
-    options = environment.options
+    options = environment.model_options.get(name, environment.options)
     if program.state:
         # Each call changes what the next one sees.
         options = dataclasses.replace(options, instances=1)

@@ -290,7 +290,8 @@ class Scheduler:
     def _run(self, batch: Sequence[PendingRequest]) -> None:
         try:
             started, processor = time.monotonic(), time.thread_time()
-            live = [pending for pending in batch if self._is_wanted(pending, started)]
+            needed = sum(pending.rows for pending in batch) * self._row_seconds
+            live = [pending for pending in batch if self._is_wanted(pending, started, needed)]
             if live:
                 self._execute(live)
                 rows = sum(pending.rows for pending in live)
@@ -322,11 +323,21 @@ class Scheduler:
             # The thread must go on: others wait for it.
             _LOGGER.exception("%s: a batch could not be answered", self._executor.subject)
 
-    def _is_wanted(self, pending: PendingRequest, now: float) -> bool:
+    def _is_wanted(self, pending: PendingRequest, now: float, seconds: float) -> bool:
+        """Returns whether to run a request, which is answered if not.
+
+        Args:
+          pending: from the batch that is about to run.
+          now: by the monotonic clock.
+          seconds: how long the batch will take.
+        """
         if pending.reply.cancelled:
             self._executor.statistics.failed(now - pending.arrived)
             return False
-        if pending.expires <= now:
+        # One that waited is not run to be answered too late. One that did not is: there is nothing
+        # else to do, and batches of another kind may take less.
+        waited = now - pending.arrived > seconds
+        if pending.expires <= (now + seconds if waited else now):
             self._executor.fail(pending, self._deadline_error(pending))
             return False
         return True

@@ -15,12 +15,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.authorization import Authorizer
+from slipway.serving.configuration import LimitSettings
 from slipway.serving.control import ControlMode, RepositoryControl
 from slipway.serving.errors import StartupError
 from slipway.serving.health import Health
 from slipway.serving.inference import InferenceFrontend
+from slipway.serving.limits import channel_options
 from slipway.serving.loader import Loader
-from slipway.serving.plan import MAX_MESSAGE_SIZE
 from slipway.serving.repository import Repository
 from slipway.serving.rpc import generic_handler
 from slipway.serving.service import InferenceService, Phase
@@ -50,6 +52,8 @@ class InferenceServer:
         mode: ControlMode = ControlMode.FIXED,
         poll_seconds: float = 5.0,
         shared_memory: SharedMemoryRegions | None = None,
+        authorizer: Authorizer | None = None,
+        limits: LimitSettings = LimitSettings(),  # noqa: B008  (it is immutable)
         *,
         shares_port: bool = False,
     ) -> None:
@@ -61,6 +65,9 @@ class InferenceServer:
           mode: whether and how what is served follows the repository.
           poll_seconds: between two looks at it.
           shared_memory: where clients register regions; None if they may not.
+          authorizer: who may call which method; None for everyone, and to control those on this
+            host.
+          limits: what one client may take.
           shares_port: whether other processes may listen on the same port.
         """
         self._repository = repository
@@ -79,12 +86,7 @@ class InferenceServer:
         self._streams = InferenceStreams(self._frontend)
         self._server = grpc.server(
             ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control"),
-            options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE),
-                ("grpc.max_send_message_length", MAX_MESSAGE_SIZE),
-                # Two servers on one port would share its connections in silence.
-                ("grpc.so_reuseport", int(shares_port)),
-            ],
+            options=channel_options(limits, shares_port=shares_port),
         )
         self._server.add_generic_rpc_handlers(
             [
@@ -103,21 +105,26 @@ class InferenceServer:
             f"/{_SERVICE.full_name}/ModelInfer",
             self._frontend.on_request,
             self._frontend.on_idle,
+            authorizer or Authorizer(),
         )
 
-    def start(self, host: str, port: int) -> str:
+    def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> str:
         """Listens, and returns the address as HOST:PORT.
 
         Args:
           host: a name or address of this machine.
           port: 0 for any that is free.
+          credentials: for TLS; None to go without.
 
         Raises:
           StartupError: the address cannot be had.
         """
         bracketed = f"[{host}]" if ":" in host else host
         try:
-            bound = self._server.add_insecure_port(f"{bracketed}:{port}")
+            if credentials is None:
+                bound = self._server.add_insecure_port(f"{bracketed}:{port}")
+            else:
+                bound = self._server.add_secure_port(f"{bracketed}:{port}", credentials)
         except RuntimeError as error:
             raise StartupError(
                 f"cannot listen on {bracketed}:{port}: {_why_not(host, port)}", exit_code=1

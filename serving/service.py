@@ -12,7 +12,6 @@ from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.control import RepositoryControl
 from slipway.serving.errors import (
     NotFoundError,
-    PermissionDeniedError,
     UnavailableError,
     UnsupportedError,
 )
@@ -163,7 +162,6 @@ class InferenceService:
     def repository_model_load(
         self, request: protocol.RepositoryModelLoadRequest, context: grpc.ServicerContext
     ) -> protocol.RepositoryModelLoadResponse:
-        _require_loopback(context)
         if request.parameters:
             raise UnsupportedError(
                 "RepositoryModelLoad takes no parameters here: a model is what lies in the "
@@ -175,7 +173,6 @@ class InferenceService:
     def repository_model_unload(
         self, request: protocol.RepositoryModelUnloadRequest, context: grpc.ServicerContext
     ) -> protocol.RepositoryModelUnloadResponse:
-        _require_loopback(context)
         self._control.unload(request.model_name)
         return protocol.RepositoryModelUnloadResponse()
 
@@ -214,11 +211,3 @@ class InferenceService:
                 "--allow-client-shared-memory"
             )
         return self._shared_memory
-
-
-def _require_loopback(context: grpc.ServicerContext) -> None:
-    peer = context.peer()
-    if not peer.startswith(("ipv4:127.", "ipv6:%5B::1%5D", "ipv6:[::1]", "unix:")):
-        raise PermissionDeniedError(
-            "models are loaded and unloaded only by clients on the server's own host"
-        )

@@ -43,11 +43,13 @@ class Signature:
       outputs: the tensor outputs, in the contract's order.
       max_batch_size: the largest batch; 0 for a method that does not batch as Triton means it, with
         dimension 0 of every tensor as the batch.
+      is_batched: whether requests of several clients can share a batch.
     """
 
     inputs: tuple[TensorSignature, ...]
     outputs: tuple[TensorSignature, ...]
     max_batch_size: int
+    is_batched: bool
 
     @classmethod
     def of(cls, contract: Contract) -> Signature:
@@ -60,6 +62,7 @@ class Signature:
             _tensors("input", contract.tensor_inputs),
             _tensors("output", contract.tensor_outputs),
             _max_batch_size(contract),
+            contract.batching is not None,
         )
 
     def metadata(self, name: str, versions: Sequence[int]) -> protocol.ModelMetadataResponse:
@@ -88,6 +91,8 @@ class Signature:
             max_batch_size=self.max_batch_size,
             version_policy=protocol.ModelVersionPolicy(all=protocol.ModelVersionPolicy.All()),
         )
+        if self.is_batched:
+            config.dynamic_batching.SetInParent()
         for tensor in self.inputs:
             config.input.add(
                 name=tensor.name, data_type=tensor.datatype.config, dims=tensor.shape[skipped:]

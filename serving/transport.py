@@ -1,10 +1,11 @@
-"""ModelInfer on the wire: calls in, responses out, all from one thread that never waits.
+"""Calls on the wire: who may call, and ModelInfer, all from one thread that never waits.
 
 grpcio's server gives each call a thread for as long as the call lasts, and wakes it twice. With one
 interpreter lock among them, that costs more than small models do (`docs/benchmarks.md`). Here
 grpcio's server still has the port, the connections, every other method and the shutdown, and its
 completion queue, where all of these announce themselves, is polled by a loop of ours: what belongs
-to ModelInfer is handled in the loop, the rest is passed on to grpcio.
+to ModelInfer is handled in the loop, the rest is passed on to grpcio. Every call of every method
+passes here, and is refused here if its caller may not make it, before its message is read.
 
 The loop relies on the private parts of grpcio that its own server is built on. The lock pins the
 version, and //tests/serving and //tests/protocol fail should another one differ.
@@ -22,6 +23,7 @@ from typing import Any
 import grpc
 from grpc_status import rpc_status
 
+from slipway.serving.authorization import Authorizer
 from slipway.serving.errors import InternalError, InvalidRequestError, ServingError, status_message
 
 __all__ = ["InferenceTransport", "WireCall"]
@@ -94,6 +96,14 @@ class WireCall:
             (cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message
         )
 
+    def refuse(self, error: ServingError) -> None:
+        """Answers, instead of `start`, without taking a message."""
+        self._due -= 1
+        self._call.start_server_batch(
+            (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close
+        )
+        self.fail(error)
+
     def _send(self, operations: tuple[Any, ...]) -> None:
         with self._transport.lock:
             if self.cancelled:
@@ -128,6 +138,23 @@ class WireCall:
             return (None if self._due else self), ()
 
 
+class _Caller:
+    """Who made a call that has arrived."""
+
+    __slots__ = ("_call", "metadata")
+
+    def __init__(self, event: Any) -> None:
+        self._call = event.call
+        self.metadata = event.invocation_metadata
+
+    def peer(self) -> str:
+        return str(self._call.peer().decode(errors="replace"))
+
+    def identities(self) -> list[str]:
+        names = cygrpc.peer_identities(self._call) or ()
+        return [name.decode(errors="replace") for name in names]
+
+
 class InferenceTransport:
     """Runs a grpcio server, and takes the calls of one of its methods.
 
@@ -142,6 +169,7 @@ class InferenceTransport:
         method: str,
         on_request: Callable[[WireCall, bytes], None],
         on_idle: Callable[[bool], float | None],
+        authorizer: Authorizer,
     ) -> None:
         """Makes a transport that is not started.
 
@@ -152,11 +180,13 @@ class InferenceTransport:
           on_idle: called in the loop's thread, with True, when all that has arrived was handed out,
             and with False after a while in which more kept arriving. It returns when it wants to be
             called again though nothing has arrived, in seconds since 1970, or None.
+          authorizer: says who may call, for every method of the server.
         """
         self.lock = threading.Lock()
         self._on_request = on_request
         self._on_idle = on_idle
-        self._method = method.encode()
+        self._authorizer = authorizer
+        self._method = method
         # grpcio has no public way to its queue.
         self._server = server
         self._state: Any = server._state  # type: ignore[attr-defined]
@@ -210,17 +240,39 @@ class InferenceTransport:
 
     def _process(self, event: Any) -> bool:
         """Returns whether the server goes on."""
-        state = self._state
-        if event.tag is not _server._REQUEST_CALL_TAG or not self._is_ours(event):
+        state, tag = self._state, event.tag
+        is_registered = type(tag) is str and tag in state.registered_method_handlers
+        is_call = tag is _server._REQUEST_CALL_TAG or is_registered
+        if not is_call or not event.success:
+            return bool(_server._process_event_and_continue(state, event))
+        # gRPC does not repeat the name of a method that it was told of.
+        method = tag if is_registered else event.call_details.method.decode(errors="replace")
+        refusal = self._refusal(method, event)
+        if refusal is None and method != self._method:
             return bool(_server._process_event_and_continue(state, event))
         call = WireCall(self, event)
         with state.lock:
-            state.due.remove(event.tag)
+            state.due.remove(tag)
             state.rpc_states.add(call)
             if state.stage is _server._ServerStage.STARTED:
-                _server._request_call(state)
-        call.start()
+                if is_registered:
+                    _server._request_registered_call(state, method)
+                else:
+                    _server._request_call(state)
+        if refusal is None:
+            call.start()
+        else:
+            call.refuse(refusal)
         return True
 
-    def _is_ours(self, event: Any) -> bool:
-        return bool(event.success and event.call_details.method == self._method)
+    def _refusal(self, method: str, event: Any) -> ServingError | None:
+        caller = _Caller(event)
+        try:
+            self._authorizer.check(method, caller)
+        except ServingError as error:
+            _LOGGER.info("%s from %s: %s", method, caller.peer(), error.status.name)
+            return error
+        except Exception:
+            _LOGGER.exception("cannot tell whether %s is allowed", method)
+            return InternalError("the call cannot be authorized; the server's log has the cause")
+        return None

@@ -2,6 +2,7 @@
 
 load("//program/private:custom_ops.bzl", "custom_ops_info", "main_providers")
 load("//program/private:labels.bzl", "label_text")
+load("//program/private:runfiles.bzl", "rlocation_path")
 load("//serving:providers.bzl", "TorchModelRepositoryInfo")
 load(":torch_model_repository.bzl", "torch_model_repository")
 
@@ -12,7 +13,7 @@ import sys
 from slipway.serving.bundle import run
 
 if __name__ == "__main__":
-    sys.exit(run({program}, {flags}))
+    sys.exit(run({program}, {flags}, {config}))
 '''
 
 def _server_main_impl(ctx):
@@ -28,6 +29,7 @@ def _server_main_impl(ctx):
                 "--custom-ops=" + module
                 for module in custom_ops.modules.to_list()
             ]),
+            config = json.encode(rlocation_path(ctx, ctx.file.config) if ctx.file.config else ""),
         ),
     )
     return main_providers(ctx.outputs.main, custom_ops)
@@ -35,6 +37,7 @@ def _server_main_impl(ctx):
 _server_main = rule(
     implementation = _server_main_impl,
     attrs = {
+        "config": attr.label(allow_single_file = [".toml"]),
         "custom_ops": attr.label_list(),
         "flags": attr.string_list(),
         "main": attr.output(mandatory = True),
@@ -42,10 +45,11 @@ _server_main = rule(
     },
 )
 
-def torch_server(*, name, programs, device = "cpu", custom_ops = [], flags = [], **kwargs):
+def torch_server(*, name, programs, device = None, config = None, custom_ops = [], flags = [], **kwargs):
     """A server of `programs`: `bazel run` it, or ship it with its runfiles.
 
-    Flags on the command line come after those given here, and win: `bazel run :NAME -- --port=0`.
+    What the flags given here say wins over the file, and flags on the command line win over both:
+    `bazel run :NAME -- --port=0`. `bazel run :NAME -- --check` says what that comes to.
 
     Example:
 
@@ -59,7 +63,9 @@ def torch_server(*, name, programs, device = "cpu", custom_ops = [], flags = [],
       name: of the py_binary. `NAME.repository` is the torch_model_repository.
       programs: from the label of each program to its place MODEL/VERSION, the version an integer
         from 1. A client asks for MODEL, and gets the highest version unless it names another.
-      device: `cpu`, `cuda:N` or `auto`.
+      device: `cpu`, `cuda:N` or `auto`; unless it is given, what `config` says, or `cpu`.
+      config: a TOML file (docs/configuration.md). Its paths count from where it lies: the files
+        that they name must be in `data`, or have absolute paths.
       custom_ops: py_library targets that register operators, beside those that the programs were
         exported with, which the server imports anyway.
       flags: of the server; `bazel run //serving:server -- --help` lists them.
@@ -79,8 +85,9 @@ def torch_server(*, name, programs, device = "cpu", custom_ops = [], flags = [],
     main = name + "_main.py"
     _server_main(
         name = name + ".main",
+        config = config,
         custom_ops = custom_ops,
-        flags = ["--device=" + device] + flags,
+        flags = (["--device=" + device] if device else []) + flags,
         main = main,
         repository = ":" + repository,
         **common
@@ -89,7 +96,7 @@ def torch_server(*, name, programs, device = "cpu", custom_ops = [], flags = [],
         name = name,
         srcs = [main],
         main = main,
-        data = kwargs.pop("data", []) + [":" + repository],
+        data = kwargs.pop("data", []) + [":" + repository] + ([config] if config else []),
         deps = kwargs.pop("deps", []) + [":%s.main" % name, Label("//serving")],
         **kwargs
     )

@@ -83,7 +83,7 @@ def test_a_port_that_is_taken_is_exit_code_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--model-control=explicit", "--allow-client-shared-memory"])
-def test_what_only_one_process_would_know_of_needs_one_process(tmp_path: Path, flag: str) -> None:
+def test_what_only_one_process_would_know_of_needs_one(tmp_path: Path, flag: str) -> None:
     result = run_server(f"--repository={tmp_path}", "--port=0", "--processes=2", flag)
     assert result.returncode == 2
-    assert f"{flag} needs --processes=1" in result.stderr
+    assert "needs processes = 1" in result.stderr

@@ -16,14 +16,20 @@ from tritonclient.grpc import InferInput, service_pb2
 _SERVICE = "/inference.GRPCInferenceService/"
 
 
-def call(channel: grpc.Channel, method: str, request: Message, timeout: float = 60) -> Any:
+def call(
+    channel: grpc.Channel,
+    method: str,
+    request: Message,
+    timeout: float = 60,
+    metadata: Sequence[tuple[str, str]] | None = None,
+) -> Any:
     """Returns the response to a unary method."""
     response = getattr(service_pb2, f"{method}Response")
     return channel.unary_unary(
         _SERVICE + method,
         request_serializer=type(request).SerializeToString,
         response_deserializer=response.FromString,
-    )(request, timeout=timeout)
+    )(request, timeout=timeout, metadata=metadata)
 
 
 def send_bytes(channel: grpc.Channel, method: str, data: bytes) -> bytes:

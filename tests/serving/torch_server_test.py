@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+import tomllib
 
 import pytest
 from runfiles import Runfiles
@@ -45,3 +46,23 @@ def test_its_flags_are_those_of_the_target(runfiles: Runfiles) -> None:
     assert result.returncode == 1
     # The flags of the target have port 1, and the address is nobody's.
     assert "cannot listen on 192.0.2.1:1:" in result.stderr
+
+
+def test_its_file_is_under_its_flags(runfiles: Runfiles) -> None:
+    bundle = runfiles.Rlocation("slipway/tests/serving/bundle")
+    assert bundle is not None
+    result = subprocess.run(
+        [bundle, "--check"],
+        env=runfiles.EnvVars(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    configuration = tomllib.loads(result.stdout)
+    assert configuration["server"]["port"] == 1
+    assert configuration["server"]["grace_seconds"] == 7
+    assert configuration["models"]["ranker"]["labels"] == {"stable": 7}
+    # The label's version is among the programs.
+    assert "ranker" not in result.stderr

@@ -1,0 +1,111 @@
+"""From the settings to a server."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from slipway.program.custom_ops import CustomOpsError, load_custom_ops
+from slipway.serving.authorization import Authorizer
+from slipway.serving.configuration import Configuration, ModelSettings, SchedulingSettings
+from slipway.serving.control import ControlMode
+from slipway.serving.devices import resolve_device
+from slipway.serving.errors import StartupError
+from slipway.serving.loader import Loader
+from slipway.serving.model import Environment
+from slipway.serving.repository import Repository
+from slipway.serving.scheduler import MemoryBudget, SchedulingOptions
+from slipway.serving.server import InferenceServer
+from slipway.serving.shared_memory import SharedMemoryRegions
+from slipway.serving.versions import VersionPolicy
+
+__all__ = ["make_server"]
+
+
+def make_server(
+    configuration: Configuration,
+    authorizer: Authorizer,
+    on_device_failure: Callable[[], None],
+    *,
+    shares_port: bool = False,
+) -> InferenceServer:
+    """Returns a server that does not listen yet.
+
+    Args:
+      configuration: what it serves, and how.
+      authorizer: who may call which method.
+      on_device_failure: called when a device fails for good.
+      shares_port: whether other processes may listen on the same port.
+
+    Raises:
+      StartupError: the device, a library of operators or the repository is not there.
+    """
+    settings, files = configuration.server, configuration.repository
+    device = resolve_device(settings.device)
+    try:
+        custom_ops = load_custom_ops(settings.custom_ops)
+    except CustomOpsError as error:
+        raise StartupError(str(error), exit_code=2) from error
+    share = configuration.scheduling.instances * settings.processes
+    torch.set_num_threads(settings.threads or max(1, _processors() // share))
+    mode = ControlMode(files.model_control)
+    models = configuration.models
+    repository = Repository(
+        Path(files.path or ""),
+        policies={
+            name: VersionPolicy.parse(model.version_policy)
+            for name, model in models.items()
+            if model.version_policy is not None
+        },
+        default_policy=VersionPolicy.parse(files.version_policy),
+        routes={name: model.route for name, model in models.items() if model.labels},
+        only=files.load_model if mode is ControlMode.EXPLICIT else None,
+    )
+    loader = Loader(
+        device,
+        Environment(
+            _options(configuration.scheduling, ModelSettings()),
+            MemoryBudget(settings.max_request_bytes),
+            on_device_failure,
+            {name: _options(configuration.scheduling, model) for name, model in models.items()},
+        ),
+        custom_ops=custom_ops,
+        verification="sizes" if files.verify == "sizes" else "full",
+        snapshot=mode is not ControlMode.FIXED,
+        swaps=files.when_memory_is_short == "swap",
+    )
+    return InferenceServer(
+        repository,
+        loader,
+        mode,
+        files.poll_seconds,
+        SharedMemoryRegions() if settings.allow_client_shared_memory else None,
+        authorizer,
+        configuration.limits,
+        shares_port=shares_port,
+    )
+
+
+def _options(general: SchedulingSettings, model: ModelSettings) -> SchedulingOptions:
+    own = {
+        item.name: value
+        for item in dataclasses.fields(general)
+        if (value := getattr(model, item.name)) is not None
+    }
+    settings = dataclasses.replace(general, **own)
+    return SchedulingOptions(
+        instances=settings.instances,
+        max_batch_size=settings.max_batch_size,
+        batch_delay=settings.batch_delay_ms / 1000,
+        max_queue_requests=settings.max_queue_requests,
+        max_queue_bytes=settings.max_queue_bytes,
+    )
+
+
+def _processors() -> int:
+    # Those that this process may use, which a container may have bounded.
+    return len(os.sched_getaffinity(0))

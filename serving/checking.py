@@ -1,0 +1,120 @@
+"""`--check`: whatever can be found wrong with a configuration without serving."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from slipway.serving.command_line import CommandLine
+from slipway.serving.configuration import Configuration
+from slipway.serving.configuration_file import ConfigurationError
+from slipway.serving.credentials import TokenFile
+from slipway.serving.errors import StartupError
+from slipway.serving.security import doubts, tls_files
+from slipway.serving.versions import Found, VersionPolicy, scan
+
+__all__ = ["check"]
+
+
+def check(line: CommandLine) -> None:
+    """Looks at everything that the configuration names, and warns on stderr of what may be meant.
+
+    It loads no program, and takes no port: a server may have it.
+
+    Raises:
+      ConfigurationError: something must change; it has all that was found.
+    """
+    settings = line.configuration
+    problems: list[str] = []
+
+    def attempt(path: tuple[str, str], look: Callable[[], object]) -> None:
+        try:
+            look()
+        except StartupError as error:
+            problems.append(line.problem(path, str(error)))
+
+    found: list[Found] = []
+    attempt(("server", "host"), lambda: _resolve(settings.server.host))
+    attempt(("security", "tls_certificate"), lambda: tls_files(settings.security))
+    for name in ("inference_tokens", "control_tokens"):
+        attempt(("security", name), partial(_tokens, getattr(settings.security, name)))
+    attempt(("repository", "path"), lambda: found.extend(_models(settings)))
+    attempt(("server", "device"), lambda: _device(settings))
+    attempt(("server", "custom_ops"), lambda: _custom_ops(settings))
+    if problems:
+        raise ConfigurationError(problems)
+    for text in [*doubts(settings.security), *_doubts(line, found)]:
+        print(f"slipway: warning: {text}", file=sys.stderr)
+
+
+def _resolve(host: str) -> None:
+    try:
+        socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise StartupError(
+            f"host is {host!r}, which has no address: {error}", exit_code=2
+        ) from error
+
+
+def _tokens(path: str | None) -> None:
+    if path is not None:
+        TokenFile(Path(path))
+
+
+def _models(settings: Configuration) -> list[Found]:
+    directory = Path(settings.repository.path or "")
+    found = scan(directory)
+    if not found:
+        raise StartupError(f"the model repository {directory} has no model", exit_code=2)
+    names = {model.name for model in found}
+    missing = [name for name in settings.repository.load_model if name not in names]
+    if missing and settings.repository.model_control == "explicit":
+        raise StartupError(
+            f"the model repository {directory} has no model {', '.join(missing)} to load",
+            exit_code=2,
+        )
+    return found
+
+
+def _device(settings: Configuration) -> None:
+    from slipway.serving.devices import resolve_device  # with torch, which takes its time
+
+    resolve_device(settings.server.device)
+
+
+def _custom_ops(settings: Configuration) -> None:
+    from slipway.program.custom_ops import CustomOpsError, load_custom_ops
+
+    try:
+        load_custom_ops(settings.server.custom_ops)
+    except CustomOpsError as error:
+        raise StartupError(str(error), exit_code=2) from error
+
+
+def _doubts(line: CommandLine, found: list[Found]) -> list[str]:
+    """Returns what may yet become right, with a version that is to come, and is hardly meant."""
+    settings = line.configuration
+    versions = {model.name: model.versions for model in found}
+    texts = [f"model '{model.name}': {model.problem}" for model in found if model.problem]
+    for name in settings.repository.load_model:
+        if name not in versions:
+            text = f"load_model names '{name}', which the repository does not have"
+            texts.append(line.problem(("repository", "load_model"), text))
+    for name, model in settings.models.items():
+        if name not in versions:
+            text = f"the repository has no model '{name}'"
+            texts.append(line.problem(("models", name), text))
+            continue
+        policy = VersionPolicy.parse(model.version_policy or settings.repository.version_policy)
+        served = policy.choose(versions[name])
+        for label, version in model.labels.items():
+            if version not in served:
+                text = (
+                    f"the label {label!r} of model '{name}' is version {version}, which is not "
+                    f"served; the versions that are: {', '.join(map(str, served)) or 'none'}"
+                )
+                texts.append(line.problem(("models", name, "labels"), text))
+    return texts

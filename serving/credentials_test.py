@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
+
+from slipway.serving.credentials import CredentialError, TlsFiles, TokenFile
+
+TOKEN = "0123456789abcdef"
+OTHER = "fedcba9876543210"
+
+
+def replace(path: Path, content: str | bytes) -> None:
+    new = path.with_suffix(".new")
+    new.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(new, path)
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens"
+    digest = hashlib.sha256(OTHER.encode()).hexdigest()
+    path.write_text(f"# a comment\n\n{TOKEN}\nsha256:{digest}\n")
+    return path
+
+
+def test_tokens_plain_and_hashed(tokens: Path) -> None:
+    file = TokenFile(tokens)
+    assert file.has(TOKEN)
+    assert file.has(OTHER)
+    for wrong in ("", TOKEN[:-1], TOKEN + "0", "# a comment", "sha256:", "ä", TOKEN.upper()):
+        assert not file.has(wrong)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", " has no token"),
+        ("# only a comment\n", " has no token"),
+        (f"{TOKEN}\nshort\n", ":2: no token: expected 16 to 512"),
+        (f"{TOKEN} {TOKEN}\n", ":1: no token"),
+        ("sha256:12\n", ":1: no token"),
+        ("täglich wechselndes wort\n", ":1: no token"),
+    ],
+)
+def test_files_that_have_no_tokens(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(content)
+    with pytest.raises(CredentialError) as caught:
+        TokenFile(path)
+    assert caught.value.exit_code == 2
+    assert str(caught.value).startswith(f"{path}{expected}")
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_file_of_tokens_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CredentialError, match=r"cannot read .*none: No such file or directory"):
+        TokenFile(tmp_path / "none")
+
+
+def test_tokens_are_read_again(tokens: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = TokenFile(tokens, check_seconds=0)
+    new = "a-token-that-is-new"
+    replace(tokens, new)
+    assert file.has(new)
+    assert not file.has(TOKEN)
+    # What is wrong changes nothing, and is said once.
+    with caplog.at_level(logging.ERROR):
+        replace(tokens, "short")
+        assert file.has(new)
+        assert file.has(new)
+    (record,) = caplog.records
+    assert "what was read before goes on to count" in record.message
+    tokens.unlink()
+    assert file.has(new)
+    # That nobody is let in can be meant.
+    replace(tokens, "# nobody")
+    assert not file.has(new)
+
+
+class Pki:
+    def __init__(self, directory: Path) -> None:
+        self.authority = trustme.CA()
+        self.certificate, self.key = directory / "server.pem", directory / "server.key"
+        self.clients = directory / "clients.pem"
+        self.clients.write_bytes(self.authority.cert_pem.bytes())
+        self.issue()
+
+    def issue(self) -> trustme.LeafCert:
+        issued = self.authority.issue_cert("localhost")
+        self.certificate.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+        self.key.write_bytes(issued.private_key_pem.bytes())
+        return issued
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    return Pki(tmp_path)
+
+
+def test_certificates_that_belong_together(pki: Pki) -> None:
+    assert TlsFiles(pki.certificate, pki.key, None).credentials()
+    assert TlsFiles(pki.certificate, pki.key, pki.clients).credentials()
+
+
+@pytest.mark.parametrize("name", ["certificate", "key", "clients"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\x00", b"-----BEGIN CERTIFICATE-----\n"])
+def test_files_that_are_missing_or_nothing(pki: Pki, name: str, content: bytes | None) -> None:
+    path: Path = getattr(pki, name)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CredentialError) as caught:
+        TlsFiles(pki.certificate, pki.key, pki.clients)
+    assert str(path) in str(caught.value)
+
+
+def test_a_key_of_another_certificate(pki: Pki) -> None:
+    key = pki.key.read_bytes()
+    pki.issue()
+    pki.key.write_bytes(key)
+    with pytest.raises(CredentialError, match=r"no certificate and its key.*key values mismatch"):
+        TlsFiles(pki.certificate, pki.key, None)
+
+
+def test_a_key_with_a_password_does_not_ask_for_it(pki: Pki) -> None:
+    key = serialization.load_pem_private_key(pki.key.read_bytes(), None)
+    pki.key.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"password"),
+        )
+    )
+    with pytest.raises(CredentialError, match="without a password"):
+        TlsFiles(pki.certificate, pki.key, None)
