@@ -11,10 +11,13 @@ from slipway.serving.errors import (
     StartupError,
     UnavailableError,
 )
+from slipway.serving.loader import Loader
+from slipway.serving.model import Environment
 from slipway.serving.repository import Repository, State
 from slipway.tests.serving.programs import write_affine
 
 CPU = torch.device("cpu")
+LOADER = Loader(CPU, Environment())
 
 
 @pytest.fixture
@@ -51,8 +54,8 @@ def test_how_much_of_the_weights_is_compared_can_be_said(tmp_path: Path) -> None
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     for verification, versions in (("full", []), ("sizes", [1])):
-        repository = Repository(tmp_path, verification)  # type: ignore[arg-type]
-        repository.load(CPU)
+        repository = Repository(tmp_path)
+        repository.update(Loader(CPU, Environment(), verification=verification))  # type: ignore[arg-type]
         assert repository.ready_versions("affine") == versions
 
 
@@ -65,7 +68,7 @@ def test_before_loading_every_version_is_loading(root: Path) -> None:
 
 def test_the_default_is_the_highest_version_that_is_ready(root: Path) -> None:
     repository = Repository(root)
-    repository.load(CPU)
+    repository.update(LOADER)
     assert repository.ready_versions("good") == [2, 10]
     assert repository.find("good", "").version == 10
     assert repository.find("good", "2").version == 2
@@ -73,7 +76,7 @@ def test_the_default_is_the_highest_version_that_is_ready(root: Path) -> None:
 
 def test_a_broken_version_stops_no_other_and_keeps_its_reason(root: Path) -> None:
     repository = Repository(root)
-    repository.load(CPU)
+    repository.update(LOADER)
     states = {(item.name, item.version): item for item in repository.index()}
     assert {key: item.state for key, item in states.items()} == {
         ("bad name", 0): State.UNAVAILABLE,
@@ -96,7 +99,7 @@ def test_a_broken_version_stops_no_other_and_keeps_its_reason(root: Path) -> Non
 
 def test_unknown_models_and_versions_are_not_found(root: Path) -> None:
     repository = Repository(root)
-    repository.load(CPU)
+    repository.update(LOADER)
     with pytest.raises(NotFoundError, match=r"unknown model: 'nope' is not found; the models are"):
         repository.find("nope", "")
     with pytest.raises(NotFoundError, match=r"'good' version 99 is not found; .* ready: 2, 10"):
@@ -115,5 +118,5 @@ def test_versions_are_positive_integers(root: Path, version: str) -> None:
 
 def test_loading_stops_when_asked(root: Path) -> None:
     repository = Repository(root)
-    repository.load(CPU, lambda: True)
+    repository.update(LOADER, lambda: True)
     assert repository.ready_count == 0

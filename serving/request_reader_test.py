@@ -19,12 +19,14 @@ from slipway.serving.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from slipway.serving.loader import Loader
+from slipway.serving.model import Environment
 from slipway.serving.plan import InferenceRequest
 from slipway.serving.repository import Repository
 from slipway.serving.request_reader import DEFAULT_PRIORITY, RequestReader
 from slipway.tests.serving.programs import write_affine, write_lookup
 
-CPU = torch.device("cpu")
+LOADER = Loader(torch.device("cpu"), Environment())
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
     write_affine(root / "affine" / "1")
     write_lookup(root / "lookup" / "1")
     made = Repository(root)
-    made.load(CPU)
+    made.update(LOADER)
     yield made
     made.close()
 
@@ -149,16 +151,11 @@ def test_what_a_name_means_is_asked_again_when_models_have_changed(tmp_path: Pat
     message = request.SerializeToString()
     with pytest.raises(UnavailableError):
         reader.read(message)
-    repository.load(CPU)
+    repository.update(LOADER)
     plan = reader.read(message).plan
     assert reader.read(message).plan is plan
-    other = tmp_path / "other"
-    write_affine(other / "affine" / "2")
-    (tmp_path / "affine" / "2").symlink_to(other / "affine" / "2")
-    newer = Repository(tmp_path)
-    newer.load(CPU)
-    # One repository is loaded once, so the change is brought about from inside.
-    repository._models, repository._generation = newer._models, repository.generation + 1
+    write_affine(tmp_path / "affine" / "2")
+    repository.update(LOADER)
     assert reader.read(message).plan.model.version == 2
     repository.close()
 

@@ -13,12 +13,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from slipway.program import Method
 from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.loader import Loader
 from slipway.serving.model import Environment
 from slipway.serving.repository import Repository
 from slipway.serving.server import InferenceServer
 from slipway.tests.serving.programs import write_affine
-
-CPU = torch.device("cpu")
 
 
 class Running:
@@ -27,7 +26,8 @@ class Running:
     def __init__(self, root: Path) -> None:
         self.device_failed = threading.Event()
         environment = Environment(on_device_failure=self.device_failed.set)
-        self.server = InferenceServer(Repository(root, environment=environment))
+        loader = Loader(torch.device("cpu"), environment)
+        self.server = InferenceServer(Repository(root), loader)
         self.channel = grpc.insecure_channel(self.server.start("127.0.0.1", 0))
 
     def infer(self) -> protocol.ModelInferResponse:
@@ -73,7 +73,7 @@ def test_while_loading_it_is_unavailable_and_then_it_is_not(running: Running) ->
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "the server is loading its models" in text
 
-    assert running.server.load(CPU, lambda: False) == 1
+    assert running.server.load(lambda: False) == 1
 
     assert running.is_ready()
     for service in ("", "affine"):
@@ -95,7 +95,7 @@ def test_a_failure_of_ours_is_internal_and_told_to_the_log_only(
     caplog: pytest.LogCaptureFixture,
     error: Exception,
 ) -> None:
-    running.server.load(CPU, lambda: False)
+    running.server.load(lambda: False)
     with monkeypatch.context() as patch:
         fail_with(patch, error)
         code, text = refusal(running)
@@ -110,7 +110,7 @@ def test_a_failure_of_ours_is_internal_and_told_to_the_log_only(
 def test_a_device_that_fails_is_reported_to_whoever_runs_the_server(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running.server.load(CPU, lambda: False)
+    running.server.load(lambda: False)
     fail_with(monkeypatch, torch.AcceleratorError("CUDA error: an illegal memory access"))
     code, text = refusal(running)
     assert code is grpc.StatusCode.INTERNAL

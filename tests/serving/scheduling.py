@@ -13,6 +13,7 @@ import torch
 
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.errors import ServingError
+from slipway.serving.loader import Loader
 from slipway.serving.model import Environment, Model
 from slipway.serving.repository import Repository
 from slipway.serving.request_queue import PendingRequest
@@ -76,8 +77,8 @@ class Bench:
             directory = root / write.__name__.removeprefix("write_") / "1"
             if not directory.exists():
                 write(directory)
-        self.repository = Repository(root, environment=environment)
-        self.repository.load(torch.device("cpu"))
+        self.repository = Repository(root)
+        self.repository.update(Loader(torch.device("cpu"), environment))
         self.reader = RequestReader(self.repository)
 
     def model(self, name: str) -> Model:
