@@ -30,6 +30,8 @@ def make_server(
     configuration: Configuration,
     authorizer: Authorizer,
     on_device_failure: Callable[[], None],
+    *,
+    shares_port: bool = False,
 ) -> InferenceServer:
     """Returns a server that does not listen yet.
 
@@ -37,6 +39,7 @@ def make_server(
       configuration: what it serves, and how.
       authorizer: who may call which method.
       on_device_failure: called when a device fails for good.
+      shares_port: whether other processes may listen on the same port.
 
     Raises:
       StartupError: the device, a library of operators or the repository is not there.
@@ -47,8 +50,8 @@ def make_server(
         custom_ops = load_custom_ops(settings.custom_ops)
     except CustomOpsError as error:
         raise StartupError(str(error), exit_code=2) from error
-    instances = configuration.scheduling.instances
-    torch.set_num_threads(settings.threads or max(1, _processors() // instances))
+    share = configuration.scheduling.instances * settings.processes
+    torch.set_num_threads(settings.threads or max(1, _processors() // share))
     mode = ControlMode(files.model_control)
     models = configuration.models
     repository = Repository(
@@ -83,6 +86,7 @@ def make_server(
         SharedMemoryRegions() if settings.allow_client_shared_memory else None,
         authorizer,
         configuration.limits,
+        shares_port=shares_port,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 
@@ -42,6 +43,7 @@ class BatchExecutor:
         self._instance = instance
         self._recent: dict[tuple[int, ...], None] = {}
         self.max_rows = 1
+        self._recent_lock = threading.Lock()
         self._batch_symbol = 0
         self._input_axes: tuple[int, ...] = ()
         self._output_axes: tuple[int, ...] = ()
@@ -118,7 +120,8 @@ class BatchExecutor:
     @property
     def recent_bindings(self) -> list[tuple[int, ...]]:
         """Returns the values of the contract's symbols in the latest batches, each once."""
-        return list(self._recent)
+        with self._recent_lock:
+            return list(self._recent)
 
     def warm_up(self, bindings: Iterable[tuple[int, ...]]) -> None:
         """Runs the model on zeros of these sizes, so that the first requests need not wait.
@@ -141,7 +144,8 @@ class BatchExecutor:
             except ServingError:
                 pass  # zeros may mean nothing to the model
             else:
-                self._recent[binding] = None
+                with self._recent_lock:
+                    self._recent[binding] = None
 
     def release(self) -> None:
         """Lets go of the program; no batch may come any more."""
@@ -172,9 +176,10 @@ class BatchExecutor:
         started = time.monotonic()
         binding = self._binding(batch)
         if binding not in self._recent:
-            while len(self._recent) >= _KEPT_BINDINGS:
-                del self._recent[next(iter(self._recent))]
-            self._recent[binding] = None
+            with self._recent_lock:
+                while len(self._recent) >= _KEPT_BINDINGS:
+                    del self._recent[next(iter(self._recent))]
+                self._recent[binding] = None
         tensors = self._inputs(batch, binding)
         staged = time.monotonic()
         outputs = self._instance.run(tensors)

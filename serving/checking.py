@@ -69,6 +69,13 @@ def _models(settings: Configuration) -> list[Found]:
     found = scan(directory)
     if not found:
         raise StartupError(f"the model repository {directory} has no model", exit_code=2)
+    names = {model.name for model in found}
+    missing = [name for name in settings.repository.load_model if name not in names]
+    if missing and settings.repository.model_control == "explicit":
+        raise StartupError(
+            f"the model repository {directory} has no model {', '.join(missing)} to load",
+            exit_code=2,
+        )
     return found
 
 

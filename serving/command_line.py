@@ -30,11 +30,13 @@ class CommandLine:
       configuration: the file's, with what the flags say instead.
       check: whether to say what is wrong with it, rather than to serve.
       document: the file; None if there is none.
+      is_worker: whether a process that supervises this one started it.
     """
 
     configuration: Configuration
     check: bool
     document: Document | None
+    is_worker: bool = False
 
     def problem(self, path: Sequence[str], text: str) -> str:
         """Returns `text` with where the value at `path` comes from, if that is the file."""
@@ -60,12 +62,13 @@ def parse(arguments: Sequence[str] | None) -> CommandLine:
         action="store_true",
         help="say what is wrong with the configuration, print it as TOML, and exit",
     )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     for section, fields in sections().items():
         group = parser.add_argument_group(section)
         for setting in settings_of(fields).values():
             _add(group, section, setting)
     given = vars(parser.parse_args(arguments))
-    path, check = given.pop("config"), given.pop("check")
+    path, check, is_worker = given.pop("config"), given.pop("check"), given.pop("worker")
     configuration, document = (Configuration(), None) if path is None else read(Path(path))
     for section, fields in sections().items():
         values = {
@@ -75,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> CommandLine:
         }
         changed = dataclasses.replace(getattr(configuration, section), **values)
         configuration = dataclasses.replace(configuration, **{section: changed})
-    line = CommandLine(configuration, check, document)
+    line = CommandLine(configuration, check, document, is_worker)
     problems = [line.problem(path, text) for path, text in configuration.problems()]
     if configuration.repository.path is None:
         problems.append("there is no repository: give --repository, or path in [repository]")

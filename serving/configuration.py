@@ -216,6 +216,20 @@ class ServerSettings:
     )
     max_request_bytes: int = _bytes(2**32, "what all requests in the server hold, at most")
     grace_seconds: float = _seconds(30.0, "how long requests may take to finish after SIGTERM")
+    supervise: bool = _setting(
+        False,
+        "whether to run the server in a process of its own, and to start it again when that ends",
+    )
+    processes: int = _count(
+        1,
+        "processes that serve the same port, each on its own; more than one are supervised",
+        maximum=1024,
+    )
+
+    @property
+    def is_supervised(self) -> bool:
+        """Returns whether servers are started by a process that starts them again."""
+        return self.supervise or self.processes > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,6 +420,17 @@ class Configuration:
         Each is the path of a key that is at fault, such as `("security", "tls_key")`, and a text.
         """
         found: list[tuple[tuple[str, ...], str]] = []
+        if self.server.processes > 1:
+            text = (
+                "needs processes = 1: a request to change something reaches one of the processes, "
+                "and the others would not know of it"
+            )
+            if self.repository.model_control == "explicit":
+                path = ("repository", "model_control")
+                found.append((path, f'model_control = "explicit" {text}'))
+            if self.server.allow_client_shared_memory:
+                path = ("server", "allow_client_shared_memory")
+                found.append((path, f"allow_client_shared_memory {text}"))
         security = self.security
         if (security.tls_certificate is None) != (security.tls_key is None):
             given, missing = "tls_certificate", "tls_key"

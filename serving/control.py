@@ -58,16 +58,21 @@ class RepositoryControl:
         self._on_change = on_change
         self._poll_seconds = poll_seconds
         self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def update(self, is_stopping: Callable[[], bool]) -> None:
-        """Loads what is to be served at the start, and begins to look for changes.
+        """Loads what is to be served at the start.
 
         Args:
           is_stopping: asked before each version; the rest is not loaded when it says yes.
         """
-        self._repository.update(self._loader, is_stopping)
+        self._repository.update(self._loader, is_stopping, self._on_change)
+
+    def follow(self) -> None:
+        """Begins to look for changes, if that is the mode."""
         if self._mode is ControlMode.POLL:
-            threading.Thread(target=self._poll, name="repository", daemon=True).start()
+            self._thread = threading.Thread(target=self._poll, name="repository", daemon=True)
+            self._thread.start()
 
     def load(self, name: str) -> None:
         """Serves the model's versions as they are now, and returns when they are ready.
@@ -84,10 +89,15 @@ class RepositoryControl:
         lines = [line for line in self._repository.index() if line.name == name]
         if not any(line.version for line in lines):
             self._repository.unwant(name)
-            raise NotFoundError(f"failed to load {quoted(name)}, no such model in the repository")
+            reason = "".join(f": {line.reason}" for line in lines)
+            raise NotFoundError(
+                f"failed to load {quoted(name)}, no such model in the repository{reason}"
+            )
         reasons = [f"version {line.version}: {line.reason}" for line in lines if line.reason]
         if reasons:
             raise UnavailableError(f"failed to load {quoted(name)}: {'; '.join(reasons)}")
+        if self._stop.is_set():
+            raise UnavailableError(f"failed to load {quoted(name)}: the server stops")
 
     def unload(self, name: str) -> None:
         """Stops serving the model, and returns when its last request has been answered.
@@ -95,14 +105,20 @@ class RepositoryControl:
         Raises:
           PreconditionError: the server does not unload models when asked.
           InvalidRequestError: there is no name.
+          UnavailableError: the repository cannot be read.
         """
         self._require_explicit(name, "unloaded")
         self._repository.unwant(name)
         self._update(name)
 
     def close(self) -> None:
-        """Ends the looking for changes."""
+        """Ends the looking for changes. A version that is being loaded is not waited for."""
         self._stop.set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Returns whether a thread still looks for changes."""
+        return self._thread is not None and self._thread.is_alive()
 
     def _require_explicit(self, name: str, done: str) -> None:
         if self._mode is not ControlMode.EXPLICIT:
@@ -114,15 +130,26 @@ class RepositoryControl:
             raise InvalidRequestError("Model name cannot be empty: set model_name")
 
     def _poll(self) -> None:
+        problem = ""
         while not self._stop.wait(self._poll_seconds):
-            self._update(None, settled=True)
+            try:
+                self._repository.update(
+                    self._loader, self._stop.is_set, self._on_change, settled=True
+                )
+                problem = ""
+            except StartupError as error:
+                if str(error) != problem:
+                    # What is loaded goes on; the directory may come back.
+                    _LOGGER.error("%s", error)
+                    problem = str(error)
+            except Exception:
+                _LOGGER.exception("the repository cannot be brought up to date")
 
-    def _update(self, name: str | None, *, settled: bool = False) -> None:
+    def _update(self, name: str) -> None:
         try:
-            self._repository.update(self._loader, self._stop.is_set, name=name, settled=settled)
+            self._repository.update(self._loader, self._stop.is_set, self._on_change, name=name)
         except StartupError as error:
-            # What is loaded goes on; the directory may come back.
             _LOGGER.error("%s", error)
-        except Exception:
-            _LOGGER.exception("the repository cannot be brought up to date")
-        self._on_change()
+            raise UnavailableError(
+                "the model repository cannot be read, or is empty; the server's log has the cause"
+            ) from error

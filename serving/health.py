@@ -19,10 +19,14 @@ class Health(health.HealthServicer):
         super().__init__()
         self._watchers: set[grpc.ServicerContext] = set()
         self._watchers_lock = threading.Lock()
+        self._reported: dict[str, bool] = {}
         self.report("", False)
 
     def report(self, service: str, is_serving: bool) -> None:
-        """Sets the status of `service`, and tells its watchers."""
+        """Sets the status of `service`, and tells its watchers if it is another one."""
+        if self._reported.get(service) == is_serving:
+            return
+        self._reported[service] = is_serving
         response = health_pb2.HealthCheckResponse
         self.set(service, response.SERVING if is_serving else response.NOT_SERVING)
 

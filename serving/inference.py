@@ -94,7 +94,7 @@ class InferenceFrontend:
         Args:
           message: a serialised ModelInferRequest.
           reply: where the answer goes.
-          deadline: when the client gives up, in seconds since 1970; infinite if never.
+          deadline: when the client gives up, by the monotonic clock; infinite if never.
 
         Raises:
           ServingError: the request gets no result.
@@ -127,11 +127,7 @@ class InferenceFrontend:
             generation = self._repository.generation
             request: InferenceRequest = reader.read(message)
             plan = request.plan
-            expires = math.inf
-            if deadline < math.inf:
-                expires = arrived + deadline - time.time()
-            if plan.timeout:
-                expires = min(expires, arrived + plan.timeout)
+            expires = min(deadline, arrived + (plan.timeout or math.inf))
             pending = PendingRequest(request, reply, arrived, expires)
             scheduler = plan.model.scheduler
             try:

@@ -14,8 +14,10 @@ _OWN_FILES = 128
 _MAX_PENDING_CALLS = 100_000
 
 
-def channel_options(limits: LimitSettings) -> list[tuple[str, int]]:
+def channel_options(limits: LimitSettings, *, shares_port: bool = False) -> list[tuple[str, int]]:
     """Returns the options of a gRPC server that has these limits.
+
+    Without `shares_port` no other process may listen on the same port.
 
     gRPC's include/grpc/impl/channel_arg_names.h has what they mean.
     """
@@ -44,7 +46,7 @@ def channel_options(limits: LimitSettings) -> list[tuple[str, int]]:
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
         # Two servers on one port would share its connections in silence.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shares_port)),
     ]
     for name, seconds in (
         ("grpc.keepalive_time_ms", limits.keepalive_seconds),

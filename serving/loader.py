@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,15 @@ _PATH = re.compile(r"(?<![\w./])/(?:[^\s/'\":,;]+/)+([^\s/'\":,;]+)")
 
 
 class LoadError(Exception):
-    """A version cannot be served; the text says why, and names no path of the server's."""
+    """A version cannot be served; the text says why, and names no path of the server's.
+
+    Attributes:
+      is_passing: whether it may be otherwise later though the files stay as they are.
+    """
+
+    def __init__(self, message: str, *, is_passing: bool = False) -> None:
+        super().__init__(message)
+        self.is_passing = is_passing
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +62,29 @@ class Loader:
     snapshot: bool = False
     swaps: bool = False
 
+    def lack_of_memory(self, path: Path) -> str:
+        """Returns why a version does not fit beside what is loaded, or "" if it does.
+
+        Args:
+          path: of the program's directory.
+        """
+        if not self.snapshot and self.device.type == "cpu":
+            return ""  # mapped files take no memory that the system could not have back
+        needed = int(weights_size(path) * _MEMORY_MARGIN)
+        free = available_memory(self.device)
+        if needed <= free:
+            return ""
+        return (
+            f"it needs {needed} bytes of memory on {self.device}, and {free} are free: remove "
+            "other versions first, or let it take the place of the old one before it is loaded "
+            "(--when-memory-is-short=swap)"
+        )
+
     def load(
         self,
         path: Path,
         name: str,
         version: int,
-        replaced: Sequence[Model],
         recent: Mapping[str, Model],
         is_taken: Callable[[str], bool],
     ) -> list[Model]:
@@ -70,15 +94,14 @@ class Loader:
           path: of the program's directory.
           name: of the model.
           version: of the model.
-          replaced: what served the version so far.
           recent: models by name whose requests this version may get: it is warmed up for those.
-          is_taken: whether a name is that of a model of the repository.
+          is_taken: whether a name means another model already.
 
         Raises:
           LoadError: it cannot be served.
         """
+        models: list[Model] = []
         try:
-            self._make_room(path, replaced)
             program = load(
                 path,
                 self.device,
@@ -89,46 +112,41 @@ class Loader:
             verify(program)
             models = models_of(program, name, version, self.device, self.environment)
             for model in models:
-                if model.name != name and is_taken(model.name):
+                if is_taken(model.name):
                     raise SignatureError(
-                        f"its method would be served as '{model.name}', which is another model's "
-                        "name"
+                        f"a method of it would be served as '{model.name}', which is the name of "
+                        "another model or of a method of one"
                     )
             for model in models:
                 if model.name in recent:
                     model.executor.warm_up(recent[model.name].executor.recent_bindings)
-        except (ProgramError, SignatureError) as error:
-            # A path of the server's is nobody's business who can reach its port.
-            raise LoadError(_without_paths(str(error), path)) from error
-        except LoadError:
-            raise
+            program.reset()
         except Exception as error:
-            _LOGGER.exception("cannot load model '%s' version %d", name, version)
-            raise LoadError(
-                f"{type(error).__name__} while loading; the server's log has the cause"
-            ) from error
+            for model in models:
+                model.scheduler.close()
+            raise _load_error(error, path, name, version) from error
         return models
 
-    def retire(self, models: Sequence[Model]) -> None:
-        """Lets models finish what they have, and frees them, without waiting for that."""
-        for model in models:
-            threading.Thread(target=model.scheduler.close, name="retire", daemon=True).start()
 
-    def _make_room(self, path: Path, replaced: Sequence[Model]) -> None:
-        needed = int(weights_size(path) * _MEMORY_MARGIN)
-        if not self.snapshot and self.device.type == "cpu":
-            return  # mapped files take no memory that the system could not have back
-        free = available_memory(self.device)
-        if needed <= free:
-            return
-        if not (self.swaps and replaced):
-            raise LoadError(
-                f"it needs {needed} bytes of memory on {self.device}, and {free} are free: remove "
-                "other versions first, or let it take the place of the old one before it is loaded"
-            )
-        _LOGGER.warning("%s is unloaded first, to make room", replaced[0].subject)
-        for model in replaced:
-            model.scheduler.close()
+def _load_error(error: Exception, path: Path, name: str, version: int) -> LoadError:
+    if isinstance(error, ProgramError | SignatureError):
+        # A path of the server's is nobody's business who can reach its port.
+        text = _without_paths(str(error), path)
+    else:
+        _LOGGER.error("cannot load model '%s' version %d", name, version, exc_info=error)
+        text = f"{type(error).__name__} while loading; the server's log has the cause"
+    return LoadError(text, is_passing=_is_passing(error))
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    """Returns whether something that the machine lacks, rather than the files, is the cause."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _without_paths(text: str, path: Path) -> str:

@@ -18,7 +18,9 @@ def available_memory(device: torch.device) -> int:
     container, if there is one.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch keeps of freed memory, it gives to whoever asks it for some.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     # https://docs.kernel.org/filesystems/proc.html: without swapping, in kibibytes.
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024

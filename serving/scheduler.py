@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -116,9 +117,13 @@ class Scheduler:
         self._condition = threading.Condition()
         self._queue = RequestQueue()
         self._running = self._idle = 0
+        # What the receiving thread took and left to the others; it counts as running.
+        self._handed: deque[list[PendingRequest]] = deque()
         self._is_closed = self._is_released = False
         self._next_expiry = math.inf
         self._measured = 0
+        # Of the largest batch that was quick, in bytes.
+        self._quick_size = 0
         self._processor_seconds = self._row_seconds = 0.0
         self._max_rows = min(options.max_batch_size, executor.max_rows)
         self._threads = [
@@ -195,6 +200,11 @@ class Scheduler:
                     self._condition.notify()
                     return False
                 batch = self._take()
+                if _size(batch) > 2 * self._quick_size:
+                    # How long it takes is not known, and this thread must not be kept for long.
+                    self._handed.append(batch)
+                    self._condition.notify()
+                    return False
             self._run(batch)
             if time.monotonic() > until:
                 return bool(self._queue.count)
@@ -226,6 +236,9 @@ class Scheduler:
         for thread in self._threads:
             thread.join()
         with self._condition:
+            # The receiving thread may be running the last batch.
+            while self._running:
+                self._condition.wait()
             if not self._is_released:
                 self._is_released = True
                 self._executor.release()
@@ -233,13 +246,13 @@ class Scheduler:
     def _serve(self) -> None:
         while True:
             with self._condition:
-                while not self._may_start():
+                while not self._handed and not self._may_start():
                     if self._is_closed and not self._queue.count:
                         return
                     self._idle += 1
                     self._condition.wait()
                     self._idle -= 1
-                batch = self._take()
+                batch = self._handed.popleft() if self._handed else self._take()
                 if self._may_start():
                     self._condition.notify()  # for what this batch left
             self._run(batch)
@@ -282,7 +295,8 @@ class Scheduler:
             if live:
                 self._execute(live)
                 rows = sum(pending.rows for pending in live)
-                self._measure(time.monotonic() - started, time.thread_time() - processor, rows)
+                processor = time.thread_time() - processor
+                self._measure(time.monotonic() - started, processor, rows, _size(live))
         finally:
             for pending in batch:
                 self._memory.give_back(pending.request.size)
@@ -342,8 +356,12 @@ class Scheduler:
         self._memory.give_back(pending.request.size)
         self._executor.statistics.failed(time.monotonic() - pending.arrived)
 
-    def _measure(self, seconds: float, processor_seconds: float, rows: int) -> None:
+    def _measure(self, seconds: float, processor_seconds: float, rows: int, size: int) -> None:
         with self._condition:
+            if processor_seconds < _INLINE_SECONDS:
+                self._quick_size = max(self._quick_size, size)
+            elif size <= self._quick_size:
+                self._quick_size = size // 2
             self._measured += 1
             if self._measured == 1:
                 return  # it made memory and threads ready, and says nothing of the next ones
@@ -354,3 +372,8 @@ class Scheduler:
     def _wait_seconds(self) -> float:
         """Returns how long the requests that wait will take."""
         return self._queue.rows * self._row_seconds / self._options.instances
+
+
+def _size(batch: Sequence[PendingRequest]) -> int:
+    """Returns how many bytes the requests hold."""
+    return sum(pending.request.size for pending in batch)

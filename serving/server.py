@@ -54,6 +54,8 @@ class InferenceServer:
         shared_memory: SharedMemoryRegions | None = None,
         authorizer: Authorizer | None = None,
         limits: LimitSettings = LimitSettings(),  # noqa: B008  (it is immutable)
+        *,
+        shares_port: bool = False,
     ) -> None:
         """Makes a server that does not listen yet.
 
@@ -66,9 +68,11 @@ class InferenceServer:
           authorizer: who may call which method; None for everyone, and to control those on this
             host.
           limits: what one client may take.
+          shares_port: whether other processes may listen on the same port.
         """
         self._repository = repository
         self._health = Health()
+        self._report_lock = threading.Lock()
         self._reported = set(repository.names)
         for name in repository.names:
             self._health.report(name, False)
@@ -82,7 +86,7 @@ class InferenceServer:
         self._streams = InferenceStreams(self._frontend)
         self._server = grpc.server(
             ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control"),
-            options=channel_options(limits),
+            options=channel_options(limits, shares_port=shares_port),
         )
         self._server.add_generic_rpc_handlers(
             [
@@ -138,16 +142,26 @@ class InferenceServer:
         self._service.phase = Phase.SERVING
         self._frontend.is_open = True
         self._report()
+        self._control.follow()
         return self._repository.ready_count
 
+    @property
+    def is_busy(self) -> bool:
+        """Returns whether a thread still loads a version, after the server was drained."""
+        return self._control.is_busy
+
     def _report(self) -> None:
-        names = self._repository.names
-        for name in self._reported.difference(names):
-            self._health.report(name, False)
-        self._reported.update(names)
-        for name in names:
-            self._health.report(name, bool(self._repository.ready_versions(name)))
-        self._health.report("", self._service.is_ready())
+        """Tells health what has changed."""
+        with self._report_lock:
+            names = self._repository.names
+            for name in self._reported.difference(names):
+                self._health.report(name, False)
+            self._reported.update(names)
+            is_open = self._service.phase is Phase.SERVING
+            for name in names:
+                is_serving = is_open and bool(self._repository.ready_versions(name))
+                self._health.report(name, is_serving)
+            self._health.report("", self._service.is_ready())
 
     def drain(self, grace: float) -> bool:
         """Stops, and returns whether every request that had arrived was answered.

@@ -10,7 +10,11 @@ import grpc
 from slipway.program import VERSION
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.control import RepositoryControl
-from slipway.serving.errors import UnsupportedError
+from slipway.serving.errors import (
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+)
 from slipway.serving.repository import Repository, State
 from slipway.serving.rpc import Implementation
 from slipway.serving.shared_memory import SharedMemoryRegions
@@ -130,7 +134,12 @@ class InferenceService:
             if request.name and (request.version or not versions):
                 versions = [request.version]  # not found, perhaps, which `find` says
             for version in versions:
-                model = self._repository.find(name, version)
+                try:
+                    model = self._repository.find(name, version)
+                except (NotFoundError, UnavailableError):
+                    if request.name:
+                        raise
+                    continue  # it has just been unloaded
                 statistics = model.statistics.to_proto(model.name, model.version)
                 response.model_stats.append(statistics)
         return response

@@ -154,7 +154,7 @@ class _Stream:
 
     def _take(self, message: bytes, reply: _StreamReply) -> None:
         remaining = self._context.time_remaining()
-        deadline = float("inf") if remaining is None else time.time() + remaining
+        deadline = float("inf") if remaining is None else time.monotonic() + remaining
         try:
             reply.on_cancel = self._frontend.take(message, reply, deadline)
             if self.cancelled:  # before there was anyone to tell

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,8 @@ class WireCall:
     """One call of ModelInfer, which must be answered once: by `respond` or by `fail`.
 
     Attributes:
-      deadline: when the client gives up, in seconds since 1970; infinite if it never does.
+      deadline: when the client gives up, by the monotonic clock, in seconds; infinite if it never
+        does.
       metadata: what the client sent beside the message, as pairs of a name and a value.
       cancelled: whether the client has gone.
       on_cancel: called in the loop's thread when the client goes; set it before the loop goes on.
@@ -56,7 +58,8 @@ class WireCall:
         self._transport = transport
         self._call = event.call
         self._due = 2
-        self.deadline: float = event.call_details.deadline
+        # At once, for the wall clock may jump: grpcio has just made its time of this one's.
+        self.deadline: float = event.call_details.deadline - time.time() + time.monotonic()
         self.metadata = event.invocation_metadata
         self.cancelled = False
         self.on_cancel: Callable[[], None] | None = None

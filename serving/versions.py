@@ -77,12 +77,14 @@ class Found:
       versions: ascending.
       problem: why there is none; empty if there are.
       is_missing: whether there is not even a directory of that name.
+      is_unreadable: whether it is not known what is there.
     """
 
     name: str
     versions: tuple[int, ...]
     problem: str = ""
     is_missing: bool = False
+    is_unreadable: bool = False
 
 
 def scan(directory: Path) -> list[Found]:
@@ -122,7 +124,8 @@ def _found(entry: os.DirEntry[str]) -> Found:
     try:
         names = sorted(item.name for item in os.scandir(entry.path) if _is_listed(item))
     except OSError as error:
-        return Found(entry.name, (), f"its directory cannot be read: {error.strerror}")
+        reason = f"its directory cannot be read: {error.strerror}"
+        return Found(entry.name, (), reason, is_unreadable=True)
     versions = sorted(int(name) for name in names if _VERSION.fullmatch(name))
     for name in names:
         if _VERSION.fullmatch(name) is None:

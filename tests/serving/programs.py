@@ -5,6 +5,7 @@ lookup    tokens INT64 (batch, seq), mask BOOL (batch, seq) -> embedded FP32 (ba
                                                                kept BOOL (batch, seq)
 echo      an input of every datatype, each of its own length -> the same values, by name
 power     x FP32 (n, n)                                     -> y FP32 (), slowly
+poison    x FP32 (batch, 4)                                 -> y FP32 (batch, 4), or a device fails
 columns   x FP32 (4, batch)                                 -> y FP32 (3, batch)
 
 Requests for affine, lookup and columns may share batches.
@@ -126,6 +127,21 @@ def write_power(directory: Path) -> None:
     _write(directory, _contract([Symbol("n", 1, 4096)], inputs, outputs), build, {})
 
 
+def write_poison(directory: Path) -> None:
+    """Writes `poison`, of the operator in //tests/operations:poison_ops.py: zeros come back."""
+    shape = (SymbolReference(0, "batch"), Constant(4))
+
+    def build(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
+        return [graph.call_function(torch.ops.slipway_tests.poison.default, tuple(nodes))]
+
+    contract = _contract(
+        [Symbol("batch", 1, 8)],
+        {"x": TensorSpec(ScalarType.FLOAT32, shape)},
+        {"y": TensorSpec(ScalarType.FLOAT32, shape)},
+    )
+    _write(directory, contract, build, {}, custom_ops=["slipway_tests"])
+
+
 def _contract(
     symbols: Sequence[Symbol],
     inputs: Mapping[str, TensorSpec],
@@ -156,7 +172,11 @@ def _batching(inputs: Mapping[str, int], outputs: tuple[int, ...]) -> Batching:
 
 
 def _write(
-    directory: Path, contract: Contract, build: Build, weights: Mapping[str, torch.Tensor]
+    directory: Path,
+    contract: Contract,
+    build: Build,
+    weights: Mapping[str, torch.Tensor],
+    custom_ops: Sequence[str] = (),
 ) -> None:
     graph = fx.Graph()
     inputs: dict[str, pb.GraphInput] = {}
@@ -169,9 +189,13 @@ def _write(
         inputs[nodes[-1].name] = pb.GraphInput(input=index)
     outputs = list(build(graph, nodes))
     graph.output(tuple(outputs))
-    operators = OperatorTable.of_graphs([graph])
+    operators = OperatorTable.of_graphs([graph], frozenset(custom_ops))
     graphs = pb.ProgramGraph(
         operators=operators.to_proto(),
         methods=[graph_to_proto(graph, inputs, outputs, operators)],
     )
-    Program({"forward": contract}, graphs, weights, device=torch.device("cpu")).save(directory)
+    cpu = torch.device("cpu")
+    program = Program(
+        {"forward": contract}, graphs, weights, device=cpu, custom_ops=frozenset(custom_ops)
+    )
+    program.save(directory)

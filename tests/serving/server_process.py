@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from runfiles import Runfiles
 
@@ -19,11 +20,30 @@ class ServerProcess:
       process: for signals.
     """
 
-    def __init__(self, repository: Path, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        flags: Sequence[str] = (),
+        *,
+        environment: Mapping[str, str] | None = None,
+        log: IO[str] | None = None,
+    ) -> None:
+        """Starts a server, and returns when it is ready.
+
+        Args:
+          repository: what it serves.
+          flags: of its command line, beside those for the repository and the port.
+          environment: what it has beside what it needs to find its files.
+          log: where its standard error goes; None for that of this process.
+
+        Raises:
+          RuntimeError: it ended.
+        """
         self.process = subprocess.Popen(
             server_command(f"--repository={repository}", "--port=0", *flags),
-            env=server_environment(),
+            env={**server_environment(), **(environment or {})},
             stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
         )
         assert self.process.stdout is not None

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from slipway.serving.loader import Loader, LoadError
+from slipway.serving.model import Environment, Model
+from slipway.tests.serving.programs import write_affine
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    directory = tmp_path / "affine" / "1"
+    write_affine(directory)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+def load(path: Path, *taken: str, snapshot: bool = False) -> list[Model]:
+    loader = Loader(CPU, Environment(), snapshot=snapshot)
+    return loader.load(path, "affine", 1, {}, lambda name: name in taken)
+
+
+def test_what_is_loaded_takes_requests(path: Path) -> None:
+    (model,) = load(path)
+    assert (model.name, model.version) == ("affine", 1)
+    model.scheduler.close()
+
+
+def test_a_damaged_version_says_what_is_wrong_and_no_path_of_the_server(path: Path) -> None:
+    program = path / "program.pb"
+    program.write_bytes(program.read_bytes()[:-1])
+    with pytest.raises(LoadError) as caught:
+        load(path)
+    assert "affine/1" in str(caught.value)
+    assert str(path.parent.parent) not in str(caught.value)
+    assert not caught.value.is_passing
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_weights_that_were_altered_are_not_served(path: Path, snapshot: bool) -> None:
+    (shard,) = (path / "weights").iterdir()
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(LoadError, match="SHA-256 differs"):
+        load(path, snapshot=snapshot)
+
+
+def test_a_name_that_is_taken_is_refused_and_leaves_no_thread(path: Path) -> None:
+    with pytest.raises(LoadError, match="would be served as 'affine', which is the name of"):
+        load(path, "affine")
+
+
+def test_a_snapshot_outlives_its_files(path: Path) -> None:
+    (model,) = load(path, snapshot=True)
+    (shard,) = (path / "weights").iterdir()
+    shard.write_bytes(b"")  # a mapping of it would end the process
+    model.executor.warm_up([(2,)])
+    assert (2,) in model.executor.recent_bindings
+    model.scheduler.close()
+
+
+def test_a_version_is_warmed_up_for_what_the_one_before_it_got(path: Path) -> None:
+    (old,) = load(path)
+    old.executor.warm_up([(3,), (5,), (99,)])  # 99 breaks the contract
+    (new,) = Loader(CPU, Environment()).load(path, "affine", 2, {"affine": old}, lambda _: False)
+    assert new.executor.recent_bindings == [(3,), (5,)]
+    old.scheduler.close()
+    new.scheduler.close()
+
+
+def test_a_lack_of_the_machine_is_told_apart_from_a_fault_of_the_files(path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptor = (path / "program.pb").open("rb")
+    with descriptor:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptor.fileno() + 1, limits[1]))
+        try:
+            with pytest.raises(LoadError) as caught:
+                load(path, snapshot=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caught.value.is_passing
+
+
+def test_what_needs_more_memory_than_there_is_says_how_much(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slipway.serving.loader.available_memory", lambda device: 10)
+    assert Loader(CPU, Environment(), snapshot=False).lack_of_memory(path) == ""
+    lack = Loader(CPU, Environment(), snapshot=True).lack_of_memory(path)
+    assert "bytes of memory on cpu, and 10 are free" in lack
