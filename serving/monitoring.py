@@ -13,6 +13,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from email.message import Message
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -54,7 +55,7 @@ class Response:
     status: http.HTTPStatus = field(default=http.HTTPStatus.OK)
 
 
-Page = Callable[[Mapping[str, str]], Response]
+Page = Callable[["Message[str, str]"], Response]
 """Makes a page for a request with these headers."""
 
 
@@ -104,9 +105,9 @@ class _Server(ThreadingHTTPServer):
         self.pages = pages
         self._connections: dict[socket.socket, None] = {}  # in the order in which they came
         self._lock = threading.Lock()
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         self.address_family = family
-        super().__init__(address[:2], _Handler)
+        super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
         # The standard one looks up the host's name, which may take long.

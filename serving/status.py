@@ -5,7 +5,7 @@ from __future__ import annotations
 import http
 import json
 import time
-from collections.abc import Mapping
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +76,16 @@ class Monitoring:
     def _document(self) -> dict[str, Any]:
         return status_document(self._sources, self._history, time.monotonic() - self._started)
 
-    def _page(self, _: Mapping[str, str]) -> Response:
+    def _page(self, _: Message[str, str]) -> Response:
         return Response(status_html(self._document()).encode(), "text/html; charset=utf-8")
 
-    def _json(self, _: Mapping[str, str]) -> Response:
+    def _json(self, _: Message[str, str]) -> Response:
         return Response(json.dumps(self._document()).encode(), "application/json")
 
-    def _metrics_page(self, headers: Mapping[str, str]) -> Response:
+    def _metrics_page(self, headers: Message[str, str]) -> Response:
         return Response(*self._metrics.page(headers.get("Accept", "")))
 
-    def _ready(self, _: Mapping[str, str]) -> Response:
+    def _ready(self, _: Message[str, str]) -> Response:
         if self._sources.service.is_ready():
             return Response(b"ready\n")
         return Response(b"not ready\n", status=http.HTTPStatus.SERVICE_UNAVAILABLE)
