@@ -173,8 +173,8 @@ class BatchExecutor:
             error,
             extra=log_context(pending.reply, pending.request.identifier),
         )
-        pending.reply.fail(error)
         self._count_failure(pending, error)
+        pending.reply.fail(error)
 
     def forget(self, pending: PendingRequest) -> None:
         """Counts a request whose client has gone."""
