@@ -13,8 +13,8 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from email.message import Message
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 

@@ -68,6 +68,12 @@ class RequestRecord:
     batch_rows: int = 0
     batch_requests: int = 0
 
+    @property
+    def request_id(self) -> str:
+        """Returns what the request is called; see the function of this name."""
+        is_stream = self.method != "ModelInfer"
+        return request_id(self.metadata, self.identifier, is_stream=is_stream)
+
     def ran(self, started: float, times: StageTimes, rows: int, requests: int) -> None:
         """Notes the batch that it was in.
 
@@ -144,8 +150,7 @@ def _log_access(record: RequestRecord, error: ServingError | None, now: float, t
         fields["compute_seconds"] = round(record.times.compute, 6)
     if trace:
         fields["trace_id"] = trace
-    identifier = request_id(record.metadata, record.identifier)
-    _ACCESS.info("request", extra={"request_id": identifier, "fields": fields})
+    _ACCESS.info("request", extra={"request_id": record.request_id, "fields": fields})
 
 
 def request_id(metadata: Metadata, identifier: str | bytes, *, is_stream: bool = False) -> str:

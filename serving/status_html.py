@@ -106,7 +106,7 @@ def _plot(name: str, unit: str, first: str, second: str, first_text: str, second
 <svg viewBox="0 0 300 80" preserveAspectRatio="none" role="img" aria-label="{unit}"
  data-series="{first} {second}"></svg>
 <figcaption>{unit}: <span class="first">{first_text} <output></output></span>,
-<span class="second">{second_text} <output></output></span></figcaption>
+<span class="second">{second_text} <output></output></span>; highest <output></output></figcaption>
 </figure>"""
 
 

@@ -32,7 +32,7 @@ from opentelemetry.util.types import AttributeValue
 
 from slipway.program import VERSION
 from slipway.serving.errors import ServingError, StartupError
-from slipway.serving.observation import RequestRecord, request_id
+from slipway.serving.observation import RequestRecord
 
 __all__ = ["RequestTracer", "is_configured"]
 
@@ -175,9 +175,8 @@ def _attributes(record: RequestRecord, error: ServingError | None) -> dict[str, 
         attributes["slipway.model.name"] = record.model.name
         attributes["slipway.model.version"] = record.model.version
         attributes["slipway.program.digest"] = record.model.digest
-    identifier = request_id(record.metadata, record.identifier)
-    if identifier:
-        attributes["slipway.request.id"] = identifier
+    if record.request_id:
+        attributes["slipway.request.id"] = record.request_id
     if record.started:
         attributes["slipway.request.rows"] = record.rows
         attributes["slipway.batch.rows"] = record.batch_rows

@@ -56,10 +56,10 @@ function draw(figure, points) {
   const series = svg.dataset.series.split(" ").map((name) => points[name].slice(-POINTS));
   const top = Math.max(1e-9, ...series.flat().filter((value) => value !== null));
   svg.replaceChildren(line(series[0], "first", top), line(series[1], "second", top));
-  const texts = series.map((values) => {
-    const latest = values.length === 0 ? null : values[values.length - 1];
-    return isLatency ? milliseconds(latest) : latest === null ? "-" : latest.toFixed(1);
-  });
+  const latest = series.map((values) => (values.length === 0 ? null : values[values.length - 1]));
+  const texts = [...latest, top < 1e-6 ? null : top].map((value) =>
+    isLatency ? milliseconds(value) : value === null ? "-" : value.toFixed(1),
+  );
   figure.querySelectorAll("output").forEach((output, index) => {
     output.textContent = texts[index];
   });
