@@ -69,8 +69,9 @@ class History:
         self._thread.join()
 
     def _look(self) -> None:
+        now = time.monotonic()
         while True:
-            now = time.monotonic()
+            before, now = now, time.monotonic()
             samples = {}
             for model in self._repository.models:
                 snapshot = model.statistics.snapshot()
@@ -82,13 +83,17 @@ class History:
                 for gone in self._samples.keys() - samples.keys():
                     del self._samples[gone]
                 for key, sample in samples.items():
-                    self._samples.setdefault(key, deque(maxlen=_SAMPLES)).append(sample)
+                    if key not in self._samples:
+                        # It was not there at the last look, and had no requests then.
+                        nothing = _Sample(before, 0, [0] * len(sample.buckets))
+                        self._samples[key] = deque([nothing], maxlen=_SAMPLES)
+                    self._samples[key].append(sample)
             if self._stop.wait(_SECONDS):
                 return
 
 
 def _point(old: _Sample, new: _Sample) -> Point:
-    seconds = new.moment - old.moment
+    seconds = max(new.moment - old.moment, 1e-3)
     counts = [after - before for before, after in zip(old.buckets, new.buckets, strict=True)]
     if min(counts) < 0:
         counts = list(new.buckets)  # it was loaded again, and counts from nothing

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from slipway.proto import open_inference_pb2 as protocol
@@ -191,6 +191,11 @@ class ModelStatistics:
                     compute_output=_duration(size.count, size.seconds.output),
                 )
             return statistics
+
+    def batch_sizes(self) -> Mapping[int, int]:
+        """Returns how many batches of each size ran."""
+        with self._lock:
+            return {rows: size.count for rows, size in self._batches.items()}
 
 
 def _duration(count: int, seconds: float) -> protocol.StatisticDuration:

@@ -5,6 +5,7 @@ https://chromedevtools.github.io/devtools-protocol
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -19,6 +20,15 @@ from typing import Any
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 _TIMEOUT_SECONDS = 120
+
+
+def _pipe() -> list[int]:
+    """Returns the ends of a pipe, as descriptors that are neither 3 nor 4."""
+    ends = []
+    for end in os.pipe():
+        ends.append(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10))
+        os.close(end)
+    return ends
 
 
 def find_chromium() -> str | None:
@@ -47,12 +57,16 @@ class Chromium:
         self.messages: list[str] = []
         self._counter = itertools.count(1)
         self._buffer = b""
-        to_browser, self._to = os.pipe()
-        self._from, from_browser = os.pipe()
+        to_browser, self._to = _pipe()
+        self._from, from_browser = _pipe()
+
+        def place_pipes() -> None:
+            os.dup2(to_browser, 3)
+            os.dup2(from_browser, 4)
+
         self._process = subprocess.Popen(
             [
-                # It reads from descriptor 3 and writes to 4.
-                *("/bin/sh", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}', binary),
+                binary,
                 "--headless",
                 "--no-sandbox",  # it sees nothing but our own page, and may run as root
                 "--disable-gpu",
@@ -63,7 +77,9 @@ class Chromium:
                 f"--user-data-dir={profile}",
                 "about:blank",
             ],
-            pass_fds=(to_browser, from_browser),
+            # It reads from descriptor 3 and writes to 4, whatever these are here.
+            preexec_fn=place_pipes,
+            pass_fds=(3, 4),
             env={**os.environ, "HOME": str(profile)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
