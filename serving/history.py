@@ -69,7 +69,7 @@ class History:
         self._thread.join()
 
     def _look(self) -> None:
-        now = time.monotonic()
+        now = time.monotonic() - _SECONDS
         while True:
             before, now = now, time.monotonic()
             samples = {}

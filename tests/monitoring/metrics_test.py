@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import subprocess
 import urllib.error
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
+from runfiles import Runfiles
 from tritonclient.grpc import InferenceServerClient
 
 from slipway.tests.monitoring.traffic import eventually, get, infer, refuse
@@ -125,6 +127,16 @@ def test_a_stream_is_counted_while_it_is_open(
     finally:
         client.stop_stream()
     eventually(lambda: Scrape(server).value("slipway_streams") == 0)
+
+
+def test_every_metric_is_documented(server: ServerProcess) -> None:
+    runfiles = Runfiles.Create()
+    assert runfiles is not None
+    location = runfiles.Rlocation("slipway/docs/metrics.md")
+    assert location is not None
+    listed = set(re.findall(r"`(slipway_\w+)`", Path(location).read_text()))
+    page, _ = get(server.monitoring + "/metrics")
+    assert set(re.findall(r"^# TYPE (slipway_\w+) ", page, re.MULTILINE)) == listed
 
 
 def test_openmetrics_is_written_where_it_is_asked_for(server: ServerProcess) -> None:
