@@ -79,7 +79,8 @@ class MonitoringServer:
         except OSError as error:
             raise StartupError(
                 f"cannot listen on {bracketed}:{port} for metrics: {error.strerror}; "
-                "--metrics-port takes another port, 0 for any that is free, or off",
+                "--metrics-port takes another port, 0 for any that is free; --no-metrics "
+                "does without",
                 exit_code=1,
             ) from error
         self.address = f"{bracketed}:{self._server.server_address[1]}"

@@ -9,7 +9,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from slipway.tests.monitoring import traffic
-from slipway.tests.serving.server_process import ServerProcess
+from slipway.tests.monitoring.watched_server import WatchedServer
 
 
 @pytest.fixture(scope="session")
@@ -18,13 +18,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedServer]:
     """The server of all tests of a file that need no flags; they leave it as it was."""
-    with ServerProcess(repository, log=tmp_path_factory.mktemp("server") / "log") as process:
+    with WatchedServer(repository, tmp_path_factory.mktemp("server") / "log") as process:
         yield process
 
 
 @pytest.fixture
-def client(server: ServerProcess) -> Iterator[InferenceServerClient]:
+def client(server: WatchedServer) -> Iterator[InferenceServerClient]:
     with InferenceServerClient(server.address) as connection:
         yield connection

@@ -12,20 +12,19 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, service_pb2
 
 from slipway.tests.monitoring.traffic import eventually, infer, refuse
+from slipway.tests.monitoring.watched_server import WatchedServer
 from slipway.tests.serving.requests import call
-from slipway.tests.serving.server_process import ServerProcess
 
 
-def lines(server: ServerProcess) -> list[dict[str, Any]]:
+def lines(server: WatchedServer) -> list[dict[str, Any]]:
     """Returns the lines of a log that is JSON all through."""
-    assert server.log is not None
     return [json.loads(line) for line in server.log.read_text().splitlines()]
 
 
 def test_json_lines_name_the_request(repository: Path, tmp_path: Path) -> None:
     flags = ["--log-format=json", "--access-log-sample=1"]
     with (
-        ServerProcess(repository, flags, tmp_path / "log") as server,
+        WatchedServer(repository, tmp_path / "log", flags) as server,
         InferenceServerClient(server.address) as client,
     ):
         infer(client, request_id="by-protocol", headers={"x-request-id": "by-metadata"})
@@ -55,20 +54,18 @@ def test_json_lines_name_the_request(repository: Path, tmp_path: Path) -> None:
 def test_text_lines_are_one_a_request(repository: Path, tmp_path: Path) -> None:
     flags = ["--access-log-sample=1", "--log-level=error"]
     with (
-        ServerProcess(repository, flags, tmp_path / "log") as server,
+        WatchedServer(repository, tmp_path / "log", flags) as server,
         InferenceServerClient(server.address) as client,
     ):
         infer(client, request_id="a\nb")
         assert server.stop() == 0
-        assert server.log is not None
         (line,) = [line for line in server.log.read_text().splitlines() if "access" in line]
     assert " INFO slipway.access: request request_id=a?b method=ModelInfer model=affine " in line
 
 
 def test_levels_change_through_the_protocol(
-    server: ServerProcess, client: InferenceServerClient
+    server: WatchedServer, client: InferenceServerClient
 ) -> None:
-    assert server.log is not None
     defaults = {
         "log_error": True,
         "log_warning": True,
@@ -101,7 +98,7 @@ def test_levels_change_through_the_protocol(
     ],
 )
 def test_wrong_settings_change_nothing(
-    server: ServerProcess,
+    server: WatchedServer,
     client: InferenceServerClient,
     name: str,
     kind: str,
@@ -121,7 +118,7 @@ def test_wrong_settings_change_nothing(
 
 
 def test_a_signal_turns_everything_on_and_off(
-    server: ServerProcess, client: InferenceServerClient
+    server: WatchedServer, client: InferenceServerClient
 ) -> None:
     for level in (1, 0):
         server.process.send_signal(signal.SIGUSR1)

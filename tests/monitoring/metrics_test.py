@@ -19,12 +19,9 @@ from runfiles import Runfiles
 from tritonclient.grpc import InferenceServerClient
 
 from slipway.tests.monitoring.traffic import eventually, get, infer, refuse
+from slipway.tests.monitoring.watched_server import WatchedServer
 from slipway.tests.serving.programs import write_affine
-from slipway.tests.serving.server_process import (
-    ServerProcess,
-    server_command,
-    server_environment,
-)
+from slipway.tests.serving.server_process import server_command, server_environment
 
 AFFINE = {"model": "affine", "version": "1"}
 
@@ -32,7 +29,7 @@ AFFINE = {"model": "affine", "version": "1"}
 class Scrape:
     """The samples of a metrics page, less those of an earlier one."""
 
-    def __init__(self, server: ServerProcess, earlier: Scrape | None = None) -> None:
+    def __init__(self, server: WatchedServer, earlier: Scrape | None = None) -> None:
         self._earlier = earlier
         page, _ = get(server.monitoring + "/metrics")
         self.samples = [
@@ -53,7 +50,7 @@ class Scrape:
 
 
 def test_requests_are_counted_by_how_they_ended(
-    server: ServerProcess, client: InferenceServerClient
+    server: WatchedServer, client: InferenceServerClient
 ) -> None:
     before = Scrape(server)
     for _ in range(5):
@@ -86,7 +83,7 @@ def test_requests_are_counted_by_how_they_ended(
     assert scrape.value("slipway_queue_bytes", **AFFINE) == 0
 
 
-def test_what_runs_is_named(server: ServerProcess, client: InferenceServerClient) -> None:
+def test_what_runs_is_named(server: WatchedServer, client: InferenceServerClient) -> None:
     answer = infer(client, parameters={"slipway_return_program_digest": True}).get_response()
     digest = answer.parameters["slipway_program_digest"].string_param
     scrape = Scrape(server)
@@ -104,7 +101,7 @@ def test_what_runs_is_named(server: ServerProcess, client: InferenceServerClient
 
 
 def test_clients_cannot_make_time_series(
-    server: ServerProcess, client: InferenceServerClient
+    server: WatchedServer, client: InferenceServerClient
 ) -> None:
     refuse(client, model="nothing")
     refuse(client, model_version="7")
@@ -119,7 +116,7 @@ def test_clients_cannot_make_time_series(
 
 
 def test_a_stream_is_counted_while_it_is_open(
-    server: ServerProcess, client: InferenceServerClient
+    server: WatchedServer, client: InferenceServerClient
 ) -> None:
     client.start_stream(lambda result, error: None)
     try:
@@ -129,7 +126,7 @@ def test_a_stream_is_counted_while_it_is_open(
     eventually(lambda: Scrape(server).value("slipway_streams") == 0)
 
 
-def test_every_metric_is_documented(server: ServerProcess) -> None:
+def test_every_metric_is_documented(server: WatchedServer) -> None:
     runfiles = Runfiles.Create()
     assert runfiles is not None
     location = runfiles.Rlocation("slipway/docs/metrics.md")
@@ -139,7 +136,7 @@ def test_every_metric_is_documented(server: ServerProcess) -> None:
     assert set(re.findall(r"^# TYPE (slipway_\w+) ", page, re.MULTILINE)) == listed
 
 
-def test_openmetrics_is_written_where_it_is_asked_for(server: ServerProcess) -> None:
+def test_openmetrics_is_written_where_it_is_asked_for(server: WatchedServer) -> None:
     accept = "application/openmetrics-text; version=1.0.0"
     page, headers = get(server.monitoring + "/metrics", {"Accept": accept})
     assert headers["Content-Type"].startswith("application/openmetrics-text")
@@ -147,7 +144,7 @@ def test_openmetrics_is_written_where_it_is_asked_for(server: ServerProcess) -> 
     assert {"slipway_requests", "slipway_program", "slipway_request_duration_seconds"} <= names
 
 
-def test_probes_and_strange_requests(server: ServerProcess) -> None:
+def test_probes_and_strange_requests(server: WatchedServer) -> None:
     assert get(server.monitoring + "/livez")[0] == "live\n"
     assert get(server.monitoring + "/readyz")[0] == "ready\n"
     connection = http.client.HTTPConnection(urlsplit(server.monitoring).netloc, timeout=60)
@@ -166,7 +163,7 @@ def test_a_model_that_cannot_be_served_makes_it_not_ready(tmp_path: Path) -> Non
     write_affine(tmp_path / "repository" / "affine" / "1")
     (tmp_path / "repository" / "broken" / "1").mkdir(parents=True)
     (tmp_path / "repository" / "broken" / "1" / "program.pb").write_bytes(b"\xff")
-    with ServerProcess(tmp_path / "repository", log=tmp_path / "log") as server:
+    with WatchedServer(tmp_path / "repository", tmp_path / "log") as server:
         with pytest.raises(urllib.error.HTTPError, match="503"):
             get(server.monitoring + "/readyz")
         assert get(server.monitoring + "/livez")[0] == "live\n"
@@ -174,7 +171,7 @@ def test_a_model_that_cannot_be_served_makes_it_not_ready(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def lingering(server: ServerProcess) -> Iterator[None]:
+def lingering(server: WatchedServer) -> Iterator[None]:
     """More clients than there may be connections, which say nothing, or not enough."""
     host, port = urlsplit(server.monitoring).netloc.split(":")
     with contextlib.ExitStack() as stack:
@@ -185,14 +182,14 @@ def lingering(server: ServerProcess) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("lingering")
-def test_clients_that_say_nothing_hold_up_nobody(server: ServerProcess) -> None:
+def test_clients_that_say_nothing_hold_up_nobody(server: WatchedServer) -> None:
     for _ in range(3):
         assert "slipway_ready 1.0" in get(server.monitoring + "/metrics")[0]
 
 
 def test_it_can_be_turned_off(repository: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with ServerProcess(repository, ["--metrics-port=off"], log) as server:
+    with WatchedServer(repository, log, ["--no-metrics"]) as server:
         assert server.stop() == 0
     assert "http://" not in log.read_text()
 

@@ -19,12 +19,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from tritonclient.grpc import InferenceServerClient
 
 from slipway.tests.monitoring.traffic import infer, refuse
+from slipway.tests.monitoring.watched_server import WatchedServer
 from slipway.tests.serving.requests import tensor
-from slipway.tests.serving.server_process import (
-    ServerProcess,
-    server_command,
-    server_environment,
-)
+from slipway.tests.serving.server_process import server_command, server_environment
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -79,7 +76,7 @@ def test_a_request_is_part_of_the_client_s_trace(
     received, endpoint = collector
     flags = [f"--trace-endpoint={endpoint}", "--access-log-sample=1"]
     with (
-        ServerProcess(repository, flags, tmp_path / "log") as server,
+        WatchedServer(repository, tmp_path / "log", flags) as server,
         InferenceServerClient(server.address) as client,
     ):
         sampled = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
@@ -133,7 +130,7 @@ def test_every_request_of_a_stream_is_traced(
 ) -> None:
     received, endpoint = collector
     with (
-        ServerProcess(repository, [f"--trace-endpoint={endpoint}"], tmp_path / "log") as server,
+        WatchedServer(repository, tmp_path / "log", [f"--trace-endpoint={endpoint}"]) as server,
         InferenceServerClient(server.address) as client,
     ):
         answers: list[Any] = []
@@ -168,7 +165,7 @@ def test_an_endpoint_that_is_no_url_is_refused(repository: Path) -> None:
 def test_a_collector_that_is_away_costs_no_request(repository: Path, tmp_path: Path) -> None:
     flags = ["--trace-endpoint=http://127.0.0.1:1"]
     with (
-        ServerProcess(repository, flags, tmp_path / "log") as server,
+        WatchedServer(repository, tmp_path / "log", flags) as server,
         InferenceServerClient(server.address) as client,
     ):
         for _ in range(10):

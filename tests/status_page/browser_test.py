@@ -13,7 +13,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from slipway.tests.monitoring import traffic
-from slipway.tests.serving.server_process import ServerProcess
+from slipway.tests.monitoring.watched_server import WatchedServer
 from slipway.tests.status_page.chromium import Chromium, find_chromium
 
 BINARY = find_chromium()
@@ -27,9 +27,9 @@ POINTS = f"Array.from(document.querySelectorAll('{AFFINE} polyline'), line => li
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServerProcess]:
+def server(tmp_path: Path) -> Iterator[WatchedServer]:
     repository = traffic.write_repository(tmp_path / "repository")
-    with ServerProcess(repository, log=tmp_path / "log") as process:
+    with WatchedServer(repository, tmp_path / "log") as process:
         yield process
 
 
@@ -38,7 +38,7 @@ def browser(tmp_path: Path, *, width: int, dark: bool = False) -> Chromium:
     return Chromium(BINARY, tmp_path / "profile", width=width, height=800, dark=dark)
 
 
-def test_it_is_live(server: ServerProcess, tmp_path: Path) -> None:
+def test_it_is_live(server: WatchedServer, tmp_path: Path) -> None:
     with (
         browser(tmp_path, width=1200) as page,
         InferenceServerClient(server.address) as client,
@@ -66,7 +66,7 @@ def test_it_is_live(server: ServerProcess, tmp_path: Path) -> None:
         page.wait_for("document.getElementById('lost').checkVisibility()")
 
 
-def test_it_fits_a_phone(server: ServerProcess, tmp_path: Path) -> None:
+def test_it_fits_a_phone(server: WatchedServer, tmp_path: Path) -> None:
     with browser(tmp_path, width=360) as page:
         page.open(server.monitoring + "/")
         page.evaluate("document.querySelectorAll('details').forEach(item => { item.open = true; })")
@@ -77,7 +77,7 @@ def test_it_fits_a_phone(server: ServerProcess, tmp_path: Path) -> None:
         assert page.evaluate(size) >= 16
 
 
-def test_it_is_dark_for_those_who_want_that(server: ServerProcess, tmp_path: Path) -> None:
+def test_it_is_dark_for_those_who_want_that(server: WatchedServer, tmp_path: Path) -> None:
     lightness = {}
     for dark in (False, True):
         with browser(tmp_path, width=800, dark=dark) as page:

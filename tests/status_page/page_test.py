@@ -13,7 +13,7 @@ from hypothesis import given
 
 from slipway.serving.status_html import status_html
 from slipway.tests.monitoring import traffic
-from slipway.tests.serving.server_process import ServerProcess
+from slipway.tests.monitoring.watched_server import WatchedServer
 
 ELEMENTS = {
     *("html", "head", "meta", "title", "link", "script", "body", "header", "main", "footer"),
@@ -55,14 +55,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedServer]:
     root = tmp_path_factory.mktemp("server")
     repository = traffic.write_repository(root / "repository")
-    with ServerProcess(repository, log=root / "log") as process:
+    with WatchedServer(repository, root / "log") as process:
         yield process
 
 
-def test_it_shows_models_states_and_contracts(server: ServerProcess) -> None:
+def test_it_shows_models_states_and_contracts(server: WatchedServer) -> None:
     html, headers = traffic.get(server.monitoring + "/")
     page = Page(html)
     articles = [attributes for tag, attributes in page.tags if tag == "article"]
@@ -82,7 +82,7 @@ def test_it_shows_models_states_and_contracts(server: ServerProcess) -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_it_needs_nothing_from_elsewhere(server: ServerProcess) -> None:
+def test_it_needs_nothing_from_elsewhere(server: WatchedServer) -> None:
     html, _ = traffic.get(server.monitoring + "/")
     for tag, attributes in Page(html).tags:
         assert "style" not in attributes
@@ -115,7 +115,7 @@ def test_whatever_it_is_told_is_shown_as_text(told: str) -> None:
     ]
 
 
-def test_the_document_is_json_of_the_same(server: ServerProcess) -> None:
+def test_the_document_is_json_of_the_same(server: WatchedServer) -> None:
     body, headers = traffic.get(server.monitoring + "/status.json")
     status = json.loads(body)
     assert headers["Content-Type"] == "application/json"
