@@ -16,7 +16,9 @@ from slipway.serving.control import ControlMode
 from slipway.serving.devices import resolve_device
 from slipway.serving.errors import StartupError
 from slipway.serving.loader import Loader
+from slipway.serving.logs import LogControl
 from slipway.serving.model import Environment
+from slipway.serving.observation import RequestObserver
 from slipway.serving.repository import Repository
 from slipway.serving.scheduler import MemoryBudget, SchedulingOptions
 from slipway.serving.server import InferenceServer
@@ -30,6 +32,7 @@ def make_server(
     configuration: Configuration,
     authorizer: Authorizer,
     on_device_failure: Callable[[], None],
+    log: LogControl | None = None,
     *,
     shares_port: bool = False,
 ) -> InferenceServer:
@@ -39,6 +42,7 @@ def make_server(
       configuration: what it serves, and how.
       authorizer: who may call which method.
       on_device_failure: called when a device fails for good.
+      log: of this process, which LogSettings changes; None to leave it alone.
       shares_port: whether other processes may listen on the same port.
 
     Raises:
@@ -86,8 +90,26 @@ def make_server(
         SharedMemoryRegions() if settings.allow_client_shared_memory else None,
         authorizer,
         configuration.limits,
+        _observer(configuration),
+        log,
         shares_port=shares_port,
     )
+
+
+def _observer(configuration: Configuration) -> RequestObserver | None:
+    """Returns what traces and logs single requests, or None where that is not wanted."""
+    endpoint = configuration.monitoring.trace_endpoint
+    share = configuration.logging.access_log_sample
+    tracer = None
+    # OpenTelemetry takes a while to import, and most servers do without.
+    if endpoint or any(name.startswith("OTEL_") for name in os.environ):
+        from slipway.serving.tracing import RequestTracer, is_configured
+
+        if is_configured(endpoint):
+            tracer = RequestTracer(endpoint)
+    if tracer is None and not share:
+        return None
+    return RequestObserver(share, tracer)
 
 
 def _options(general: SchedulingSettings, model: ModelSettings) -> SchedulingOptions:

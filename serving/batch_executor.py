@@ -12,9 +12,15 @@ import torch
 
 from slipway.program import Contract
 from slipway.program.torch_types import to_torch
-from slipway.serving.errors import DeviceError, InternalError, ResourceExhaustedError, ServingError
+from slipway.serving.errors import (
+    CancelledError,
+    DeviceError,
+    InternalError,
+    ResourceExhaustedError,
+    ServingError,
+)
 from slipway.serving.instance import Instance
-from slipway.serving.request_queue import PendingRequest
+from slipway.serving.request_queue import PendingRequest, log_context
 from slipway.serving.statistics import ModelStatistics, StageTimes
 from slipway.serving.tensors import make_batch, make_tensor, tensor_contents
 
@@ -80,6 +86,10 @@ class BatchExecutor:
         """
         times = StageTimes()
         started = time.monotonic()
+        rows = sum(pending.rows for pending in batch)
+        for pending in batch:
+            if pending.record is not None:
+                pending.record.ran(started, times, rows, len(batch))
         try:
             results = self._run(batch, times)
         except DeviceError as error:
@@ -98,7 +108,10 @@ class BatchExecutor:
             times.output = answered - started - times.input - times.compute
             waits = [started - pending.arrived for pending in done]
             totals = [answered - pending.arrived for pending in done]
-            self.statistics.executed(sum(pending.rows for pending in batch), waits, totals, times)
+            self.statistics.executed(rows, waits, totals, times)
+            for pending in done:
+                if pending.record is not None:
+                    pending.record.finish(None)
             return
         if len(batch) > 1:
             _LOGGER.info("%s: running %d requests one by one", self.subject, len(batch))
@@ -153,8 +166,24 @@ class BatchExecutor:
 
     def fail(self, pending: PendingRequest, error: ServingError) -> None:
         """Answers a request with an error."""
-        self.statistics.failed(time.monotonic() - pending.arrived)
+        _LOGGER.info(
+            "%s: %s: %s",
+            pending.reply.method,
+            error.status.name,
+            error,
+            extra=log_context(pending.reply, pending.request.identifier),
+        )
+        self._count_failure(pending, error)
         pending.reply.fail(error)
+
+    def forget(self, pending: PendingRequest) -> None:
+        """Counts a request whose client has gone."""
+        self._count_failure(pending, CancelledError("the client has gone"))
+
+    def _count_failure(self, pending: PendingRequest, error: ServingError) -> None:
+        self.statistics.failed(time.monotonic() - pending.arrived, error)
+        if pending.record is not None:
+            pending.record.finish(error)
 
     def _answer(
         self, pending: PendingRequest, shapes: list[tuple[int, ...]], contents: list[memoryview]

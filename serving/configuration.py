@@ -1,28 +1,35 @@
 """What can be set: one tree of dataclasses that the file, the flags, `--check` and the docs share.
 
-A section of the file is a dataclass, and a key of it a field, made with `_setting`, which holds
+A section of the file is a dataclass, and a key of it a field, made with `setting`, which holds
 all there is to know of it. To add a key, add a field: the flag, the checks and
 `docs/configuration.md` follow (the last by `bazel run //docs:write_configuration`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
 
 from slipway.serving.routing import Route
-from slipway.serving.versions import VersionPolicy, parse_version
+from slipway.serving.settings import (
+    Setting,
+    SettingError,
+    byte_count,
+    count,
+    path,
+    seconds,
+    setting,
+    settings_of,
+)
+from slipway.serving.versions import parse_version
 
 __all__ = [
     "Configuration",
     "LimitSettings",
     "LoggingSettings",
     "ModelSettings",
+    "MonitoringSettings",
     "RepositorySettings",
     "SchedulingSettings",
     "SecuritySettings",
@@ -33,194 +40,35 @@ __all__ = [
     "settings_of",
 ]
 
-_DAY = 86400.0
-_EIB = 2**60
-
-
-class SettingError(ValueError):
-    """A value that a key cannot have; the text says which values it can."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What is known of a key.
-
-    Attributes:
-      name: the key.
-      kind: the type of its value; for a list or a table, that of its elements.
-      container: None, list, or dict (a table with names for keys).
-      optional: whether it has no value at first.
-      default: its value at first.
-      help: what it means, as the end of a sentence.
-      flag: of the command line, with its dashes; empty if there is none.
-      metavar: what the help of the flag calls the value.
-      minimum: the least value of a number.
-      maximum: the largest value of a number.
-      choices: the values that a text may have; empty for any.
-      is_path: whether it is a path, which in a file counts from the file's directory.
-    """
-
-    name: str
-    kind: type
-    container: type | None
-    optional: bool
-    default: Any
-    help: str
-    flag: str
-    metavar: str
-    minimum: float | None
-    maximum: float | None
-    choices: tuple[str, ...]
-    is_path: bool
-
-    def check(self, value: Any) -> Any:
-        """Returns `value`, as TOML gives it, as the field holds it.
-
-        Raises:
-          SettingError: the key cannot have it.
-        """
-        if self.container is None:
-            return self._check_one(value)
-        if isinstance(value, list) and self.container is list:
-            return tuple(self._check_one(item) for item in value)
-        if isinstance(value, dict) and self.container is dict:
-            items = value.items()
-            return {name: self._check_one(item, f"{self.name}.{name}") for name, item in items}
-        raise SettingError(f"{self.name} must be a {self.type_text}, not {_type_name(value)}")
-
-    def parse(self, text: str) -> Any:
-        """Returns what the text of a flag means, one element of a list. Raises: SettingError."""
-        value: Any = text
-        if self.kind is bool:
-            value = {"true": True, "false": False}.get(text, text)
-        elif self.kind in (int, float):
-            try:
-                value = self.kind(text)
-            except ValueError:
-                raise SettingError(f"{text!r} is no {_TYPES[self.kind]}") from None
-        return self._check_one(value)
-
-    @property
-    def type_text(self) -> str:
-        """Returns the type in words."""
-        text = "path" if self.is_path else _TYPES[self.kind]
-        if self.container is list:
-            return f"list of {text}s"
-        if self.container is dict:
-            return f"table of {text}s"
-        return text
-
-    @property
-    def bounds_text(self) -> str:
-        """Returns the values that are allowed, in words; empty if the type says it all."""
-        if self.choices:
-            return ", ".join(f'"{choice}"' for choice in self.choices)
-        if self.minimum is not None and self.maximum is not None:
-            form = "g" if self.kind is float else "d"
-            return f"{self.kind(self.minimum):{form}}..{self.kind(self.maximum):{form}}"
-        return ""
-
-    def _check_one(self, value: Any, name: str = "") -> Any:
-        name = name or self.name
-        # Not isinstance: a bool is an int to Python.
-        accepted = (int, float) if self.kind is float else (self.kind,)
-        if type(value) not in accepted:
-            raise SettingError(f"{name} must be {_type_name(self.kind())}, not {_type_name(value)}")
-        if self.choices and value not in self.choices:
-            raise SettingError(f"{name} is {value!r}; it must be one of {self.bounds_text}")
-        if self.minimum is not None and self.maximum is not None:
-            if not self.minimum <= value <= self.maximum:
-                raise SettingError(f"{name} is {value}; it must be in {self.bounds_text}")
-            value = self.kind(value)
-        if self.kind is str and not value.isprintable():
-            raise SettingError(f"{name} is {value!r}; it must be printable text on one line")
-        if self.name == "version_policy":
-            try:
-                VersionPolicy.parse(value)
-            except ValueError as error:
-                raise SettingError(f"{name}: {error}") from None
-        return value
-
-
-_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
-
-
-def _type_name(value: Any) -> str:
-    names = {**_TYPES, list: "list", dict: "table"}
-    name = names.get(type(value), type(value).__name__)
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
-def _setting(
-    default: Any,
-    help: str,
-    *,
-    flag: str | None = None,
-    metavar: str = "",
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] = (),
-    is_path: bool = False,
-) -> Any:
-    facts = {
-        "help": help,
-        "flag": flag,
-        "metavar": metavar,
-        "minimum": minimum,
-        "maximum": maximum,
-        "choices": choices,
-        "is_path": is_path,
-    }
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=facts)
-    return field(default=default, metadata=facts)
-
-
-def _count(default: int | None, help: str, *, minimum: int = 1, **facts: Any) -> Any:
-    facts = {"metavar": "N", "maximum": 2**31 - 1, **facts}
-    return _setting(default, help, minimum=minimum, **facts)
-
-
-def _bytes(default: int | None, help: str, *, maximum: int = _EIB, **facts: Any) -> Any:
-    return _setting(default, help, metavar="BYTES", minimum=1, maximum=maximum, **facts)
-
-
-def _seconds(default: float, help: str, *, minimum: float = 0.0, **facts: Any) -> Any:
-    return _setting(default, help, metavar="S", minimum=minimum, maximum=_DAY, **facts)
-
-
-def _path(help: str) -> Any:
-    return _setting(None, help, metavar="FILE", is_path=True)
-
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
     """The process: where it listens and what it runs on."""
 
-    host: str = _setting("127.0.0.1", "where to listen; `0.0.0.0` to be reached from elsewhere")
-    port: int = _count(8001, "0 for any that is free", minimum=0, maximum=65535)
-    device: str = _setting("cpu", "`cpu`, `cuda:N`, or `auto`")
-    threads: int = _count(
+    host: str = setting("127.0.0.1", "where to listen; `0.0.0.0` to be reached from elsewhere")
+    port: int = count(8001, "0 for any that is free", minimum=0, maximum=65535)
+    device: str = setting("cpu", "`cpu`, `cuda:N`, or `auto`")
+    threads: int = count(
         0,
         "processor threads of an instance; 0 for the processors, divided by the instances",
         minimum=0,
         maximum=1024,
     )
-    custom_ops: tuple[str, ...] = _setting(
+    custom_ops: tuple[str, ...] = setting(
         (), "Python modules that register operators which programs may call", metavar="MODULE"
     )
-    allow_client_shared_memory: bool = _setting(
+    allow_client_shared_memory: bool = setting(
         False,
         "whether clients of this machine may register files of /dev/shm, owned by the server's "
         "user, that tensors are read from and written to",
     )
-    max_request_bytes: int = _bytes(2**32, "what all requests in the server hold, at most")
-    grace_seconds: float = _seconds(30.0, "how long requests may take to finish after SIGTERM")
-    supervise: bool = _setting(
+    max_request_bytes: int = byte_count(2**32, "what all requests in the server hold, at most")
+    grace_seconds: float = seconds(30.0, "how long requests may take to finish after SIGTERM")
+    supervise: bool = setting(
         False,
         "whether to run the server in a process of its own, and to start it again when that ends",
     )
-    processes: int = _count(
+    processes: int = count(
         1,
         "processes that serve the same port, each on its own; more than one are supervised",
         maximum=1024,
@@ -236,37 +84,37 @@ class ServerSettings:
 class RepositorySettings:
     """What is served, and how it follows the directory."""
 
-    path: str | None = _setting(
+    path: str | None = setting(
         None,
         "a directory with MODEL/VERSION/program.pb below it",
         flag="--repository",
         metavar="DIR",
         is_path=True,
     )
-    version_policy: str = _setting(
+    version_policy: str = setting(
         "all",
         "which versions of a model are served: `all`, `latest:N`, or versions as in `3,5`",
         metavar="POLICY",
     )
-    model_control: str = _setting(
+    model_control: str = setting(
         "fixed",
         "whether what is served follows the repository: never, by looking again and again, or "
         "when RepositoryModelLoad and RepositoryModelUnload ask for it",
         choices=("fixed", "poll", "explicit"),
     )
-    poll_seconds: float = _seconds(
+    poll_seconds: float = seconds(
         5.0, 'between two looks, with model_control = "poll"', minimum=0.01
     )
-    load_model: tuple[str, ...] = _setting(
+    load_model: tuple[str, ...] = setting(
         (), 'models to load at the start, with model_control = "explicit"', metavar="NAME"
     )
-    when_memory_is_short: str = _setting(
+    when_memory_is_short: str = setting(
         "refuse",
         "what becomes of a version that does not fit beside the one that it replaces: it is not "
         "loaded, or takes its place with a gap in between",
         choices=("refuse", "swap"),
     )
-    verify: str = _setting(
+    verify: str = setting(
         "full",
         "what of the weights is compared with what was written: all bytes, or, of very large "
         "weights, their sizes",
@@ -278,30 +126,30 @@ class RepositorySettings:
 class SchedulingSettings:
     """How the requests of each model are run; `[models.NAME]` can say otherwise."""
 
-    instances: int = _count(
+    instances: int = count(
         1, "batches that run at the same time; they share the weights", maximum=1024
     )
-    max_batch_size: int = _count(64, "rows of a batch of several requests, at most", metavar="ROWS")
-    batch_delay_ms: float = _setting(
+    max_batch_size: int = count(64, "rows of a batch of several requests, at most", metavar="ROWS")
+    batch_delay_ms: float = setting(
         0.0,
         "how long a request may wait for others after a batch, never while an instance is idle",
         metavar="MS",
         minimum=0.0,
         maximum=60_000.0,
     )
-    max_queue_requests: int = _count(1024, "requests that wait, at most; more are refused at once")
-    max_queue_bytes: int = _bytes(2**30, "what they hold, at most")
+    max_queue_requests: int = count(1024, "requests that wait, at most; more are refused at once")
+    max_queue_bytes: int = byte_count(2**30, "what they hold, at most")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
     """One model: its versions, and where it differs from `[scheduling]`."""
 
-    version_policy: str | None = _setting(None, "which versions are served", flag="")
-    labels: Mapping[str, int] = _setting(
+    version_policy: str | None = setting(None, "which versions are served", flag="")
+    labels: Mapping[str, int] = setting(
         {}, "the versions that clients may ask for by a name", flag="", minimum=1, maximum=2**59
     )
-    shares: Mapping[str, float] = _setting(
+    shares: Mapping[str, float] = setting(
         {},
         "percent of the requests without a version that go to a label; requests with one id go to "
         "the same, and the rest goes to `stable`, or the highest version without a share",
@@ -309,13 +157,13 @@ class ModelSettings:
         minimum=0.0,
         maximum=100.0,
     )
-    instances: int | None = _count(None, "as in `[scheduling]`", flag="", maximum=1024)
-    max_batch_size: int | None = _count(None, "as in `[scheduling]`", flag="")
-    batch_delay_ms: float | None = _setting(
+    instances: int | None = count(None, "as in `[scheduling]`", flag="", maximum=1024)
+    max_batch_size: int | None = count(None, "as in `[scheduling]`", flag="")
+    batch_delay_ms: float | None = setting(
         None, "as in `[scheduling]`", flag="", minimum=0.0, maximum=60_000.0
     )
-    max_queue_requests: int | None = _count(None, "as in `[scheduling]`", flag="")
-    max_queue_bytes: int | None = _bytes(None, "as in `[scheduling]`", flag="")
+    max_queue_requests: int | None = count(None, "as in `[scheduling]`", flag="")
+    max_queue_bytes: int | None = byte_count(None, "as in `[scheduling]`", flag="")
 
     @property
     def route(self) -> Route:
@@ -327,24 +175,24 @@ class ModelSettings:
 class SecuritySettings:
     """TLS, and who may do what."""
 
-    tls_certificate: str | None = _path(
+    tls_certificate: str | None = path(
         "PEM file with the server's certificate, and those between it and the authority's"
     )
-    tls_key: str | None = _path("PEM file with its private key, without a password")
-    tls_client_ca: str | None = _path(
+    tls_key: str | None = path("PEM file with its private key, without a password")
+    tls_client_ca: str | None = path(
         "PEM file with authorities; every client then needs a certificate of one of them"
     )
-    inference_tokens: str | None = _path(
+    inference_tokens: str | None = path(
         "file with a bearer token, or `sha256:` and its digest, on each line, for inference"
     )
-    inference_identities: tuple[str, ...] = _setting(
+    inference_identities: tuple[str, ...] = setting(
         (), "names in client certificates that may use inference", metavar="NAME"
     )
-    control_tokens: str | None = _path("as inference_tokens, for control")
-    control_identities: tuple[str, ...] = _setting(
+    control_tokens: str | None = path("as inference_tokens, for control")
+    control_identities: tuple[str, ...] = setting(
         (), "names in client certificates that may use control", metavar="NAME"
     )
-    control_from_loopback: bool = _setting(
+    control_from_loopback: bool = setting(
         True,
         "whether clients on the server's own host may use control when it has neither tokens nor "
         "identities; false where a proxy on that host lets others in",
@@ -355,37 +203,39 @@ class SecuritySettings:
 class LimitSettings:
     """What one client may take from the others. A 0 means that there is no such bound."""
 
-    max_message_bytes: int = _bytes(2**31 - 1, "of a message, received or sent", maximum=2**31 - 1)
-    max_metadata_bytes: int = _setting(
+    max_message_bytes: int = byte_count(
+        2**31 - 1, "of a message, received or sent", maximum=2**31 - 1
+    )
+    max_metadata_bytes: int = setting(
         16384, "of a request's metadata", metavar="BYTES", minimum=1024, maximum=2**20
     )
-    max_connections: int = _count(
+    max_connections: int = count(
         0,
         "at the same time; more are closed at once. 0 for what the limit of open files allows",
         minimum=0,
     )
-    max_concurrent_streams: int = _count(
+    max_concurrent_streams: int = count(
         4096, "calls of one connection at the same time; more wait in the client"
     )
-    handshake_seconds: float = _seconds(
+    handshake_seconds: float = seconds(
         20.0, "until a connection has said what it wants, TLS and HTTP/2", minimum=0.1
     )
-    keepalive_seconds: float = _seconds(
+    keepalive_seconds: float = seconds(
         60.0, "of silence until a client is asked whether it is there"
     )
-    keepalive_timeout_seconds: float = _seconds(
+    keepalive_timeout_seconds: float = seconds(
         20.0, "that it may take to answer; then its connection is closed", minimum=0.1
     )
-    min_ping_interval_seconds: float = _seconds(
+    min_ping_interval_seconds: float = seconds(
         10.0, "between a client's own pings; one that sends more often is sent away"
     )
-    max_connection_idle_seconds: float = _seconds(
+    max_connection_idle_seconds: float = seconds(
         3600.0, "without a call until a connection is closed; clients reconnect by themselves"
     )
-    max_connection_age_seconds: float = _seconds(
+    max_connection_age_seconds: float = seconds(
         0.0, "of a connection until the client is asked to reconnect, perhaps elsewhere"
     )
-    max_connection_age_grace_seconds: float = _seconds(
+    max_connection_age_grace_seconds: float = seconds(
         60.0, "that the calls of such a connection may take to finish"
     )
 
@@ -394,11 +244,45 @@ class LimitSettings:
 class LoggingSettings:
     """What is written to standard error."""
 
-    level: str = _setting(
+    level: str = setting(
         "info",
         "from which on messages are written",
         flag="--log-level",
         choices=("debug", "info", "warning", "error"),
+    )
+    format: str = setting(
+        "text",
+        "for people, or one JSON object a line",
+        flag="--log-format",
+        choices=("text", "json"),
+    )
+    access_log_sample: float = setting(
+        0.0,
+        "of the requests that get a line, whatever the level: 1 for all",
+        metavar="SHARE",
+        minimum=0.0,
+        maximum=1.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MonitoringSettings:
+    """Metrics, the status page and traces."""
+
+    metrics: bool = setting(True, "whether metrics and the status page are served over HTTP")
+    metrics_port: int | None = count(
+        None,
+        "where they are served, on the same host; 0 for any that is free. Not set: 8002, or 0 if "
+        "`port` is 0",
+        metavar="PORT",
+        minimum=0,
+        maximum=65535,
+    )
+    trace_endpoint: str = setting(
+        "",
+        "a collector that takes OTLP over gRPC, such as http://localhost:4317; the environment's "
+        "`OTEL_*` variables are followed too",
+        metavar="URL",
     )
 
 
@@ -413,6 +297,7 @@ class Configuration:
     security: SecuritySettings = SecuritySettings()
     limits: LimitSettings = LimitSettings()
     logging: LoggingSettings = LoggingSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
 
     def problems(self) -> list[tuple[tuple[str, ...], str]]:
         """Returns what is wrong with values that are right each by itself.
@@ -453,31 +338,6 @@ def sections() -> dict[str, type]:
     """Returns the dataclass of each section that is no table of models, by the section's name."""
     hints = typing.get_type_hints(Configuration)
     return {name: hint for name, hint in hints.items() if name != "models"}
-
-
-@cache
-def settings_of(section: type) -> dict[str, Setting]:
-    """Returns what is known of each key of a section, by the key."""
-    hints = typing.get_type_hints(section)
-    return {item.name: _known(item, hints[item.name]) for item in dataclasses.fields(section)}
-
-
-def _known(item: dataclasses.Field[Any], hint: Any) -> Setting:
-    facts = dict(item.metadata)
-    optional = False
-    if isinstance(hint, types.UnionType):
-        optional = True
-        (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
-    origin = typing.get_origin(hint)
-    container = {tuple: list, None: None}.get(origin, dict)
-    if container is list:
-        hint = typing.get_args(hint)[0]
-    elif container is dict:
-        hint = typing.get_args(hint)[1]
-    default: Any = {} if item.default is dataclasses.MISSING else item.default
-    if facts["flag"] is None:
-        facts["flag"] = "--" + item.name.replace("_", "-")
-    return Setting(item.name, hint, container, optional, default, **facts)
 
 
 def _route_problems(model: ModelSettings) -> list[tuple[str, str]]:

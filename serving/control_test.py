@@ -24,7 +24,7 @@ class Controlled:
     """A repository, what controls it, and a sign that it may have changed."""
 
     def __init__(self, root: Path, mode: ControlMode, poll_seconds: float = 0.01) -> None:
-        only = [] if mode is ControlMode.EXPLICIT else None
+        only: list[str] | None = [] if mode is ControlMode.EXPLICIT else None
         self.repository = Repository(root, only=only)
         self.changed = threading.Condition()
         loader = Loader(torch.device("cpu"), Environment(), snapshot=True)

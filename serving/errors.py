@@ -15,6 +15,7 @@
         ├── ResourceExhaustedError  RESOURCE_EXHAUSTED  too large for the device or the protocol
         │   └── OverloadedError     RESOURCE_EXHAUSTED  more work than can be done: try again later
         ├── DeadlineError           DEADLINE_EXCEEDED   its turn did not come in time
+        ├── CancelledError          CANCELLED           the client has gone; nobody reads this
         └── InternalError           INTERNAL            the model or the server failed
             └── DeviceError         INTERNAL            the device failed, and this process with it
 
@@ -38,6 +39,7 @@ from slipway.program.errors import SlipwayError
 
 __all__ = [
     "AlreadyExistsError",
+    "CancelledError",
     "ContractError",
     "DeadlineError",
     "DeviceError",
@@ -211,6 +213,12 @@ class DeadlineError(ServingError):
     """The request's time was over before its turn came; it was not run."""
 
     status = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class CancelledError(ServingError):
+    """The client has gone; this is counted, and nobody reads it."""
+
+    status = grpc.StatusCode.CANCELLED
 
 
 class InternalError(ServingError):

@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from slipway.serving.errors import InternalError, ServingError, UnavailableError
-from slipway.serving.plan import InferenceRequest
+from slipway.serving.observation import RequestObserver, RequestRecord
 from slipway.serving.repository import Repository
-from slipway.serving.request_queue import PendingRequest, Reply
+from slipway.serving.request_queue import PendingRequest, Reply, log_context
 from slipway.serving.request_reader import RequestReader
 from slipway.serving.scheduler import ClosedError, Scheduler
 from slipway.serving.shared_memory import SharedMemoryRegions
+from slipway.serving.statistics import RefusalCounts
 from slipway.serving.transport import WireCall
 
 __all__ = ["InferenceFrontend"]
@@ -38,18 +39,25 @@ class InferenceFrontend:
 
     Attributes:
       is_open: whether models are loaded; requests that come before are answered UNAVAILABLE.
+      refusals: the requests that got no result and are of no model that is served.
     """
 
     def __init__(
-        self, repository: Repository, shared_memory: SharedMemoryRegions | None = None
+        self,
+        repository: Repository,
+        shared_memory: SharedMemoryRegions | None = None,
+        observer: RequestObserver | None = None,
     ) -> None:
         """Makes a front end that is not open yet.
 
         Args:
           repository: of the models.
           shared_memory: the regions that tensors may lie in; None for none at all.
+          observer: of single requests; None for none.
         """
         self.is_open = False
+        self.refusals = RefusalCounts()
+        self._observer = observer
         self._repository = repository
         self._shared_memory = shared_memory
         self._local = threading.local()
@@ -117,18 +125,66 @@ class InferenceFrontend:
     def _take(
         self, message: bytes, reply: Reply, deadline: float
     ) -> tuple[Scheduler, PendingRequest]:
-        if not self.is_open:
-            raise UnavailableError("the server is loading its models: try again")
         arrived = time.monotonic()
-        reader = getattr(self._local, "reader", None)
+        reader: RequestReader | None = getattr(self._local, "reader", None)
         if reader is None:
             reader = self._local.reader = RequestReader(self._repository, self._shared_memory)
+        record = None
+        if self._observer is not None:
+            record = self._observer.begin(reply.method, reply.metadata, arrived)
+        try:
+            return self._admit(reader, message, reply, deadline, arrived, record)
+        except ServingError as error:
+            context = log_context(reply, reader.identifier)
+            _LOGGER.info("%s: %s: %s", reply.method, error.status.name, error, extra=context)
+            self._refused(reader, record, len(message), arrived, error)
+            raise
+        except Exception:
+            failure = InternalError("the request could not be taken on")
+            self._refused(reader, record, len(message), arrived, failure)
+            raise
+
+    def _refused(
+        self,
+        reader: RequestReader,
+        record: RequestRecord | None,
+        size: int,
+        arrived: float,
+        error: ServingError,
+    ) -> None:
+        """Counts a request that is not taken on."""
+        model = reader.model
+        if model is None:
+            self.refusals.add(error)
+        else:
+            model.statistics.failed(time.monotonic() - arrived, error)
+        if record is not None:
+            record.identifier = reader.identifier.decode(errors="replace")
+            record.model, record.size = model, size
+            record.admitted = 0.0
+            record.finish(error)
+
+    def _admit(
+        self,
+        reader: RequestReader,
+        message: bytes,
+        reply: Reply,
+        deadline: float,
+        arrived: float,
+        record: RequestRecord | None,
+    ) -> tuple[Scheduler, PendingRequest]:
+        if not self.is_open:
+            raise UnavailableError("the server is loading its models: try again")
         while True:
             generation = self._repository.generation
-            request: InferenceRequest = reader.read(message)
+            request = reader.read(message)
             plan = request.plan
             expires = min(deadline, arrived + (plan.timeout or math.inf))
-            pending = PendingRequest(request, reply, arrived, expires)
+            if record is not None:
+                record.identifier, record.size = request.identifier.decode(), request.size
+                record.model, record.rows = plan.model, plan.rows
+                record.admitted = time.monotonic()
+            pending = PendingRequest(request, reply, arrived, expires, record)
             scheduler = plan.model.scheduler
             try:
                 scheduler.submit(pending)
@@ -136,16 +192,12 @@ class InferenceFrontend:
                 if self._repository.generation == generation:
                     raise
                 continue  # another version has taken its place in between
-            except ServingError:
-                plan.model.statistics.failed(time.monotonic() - arrived)
-                raise
             return scheduler, pending
 
     def _take_large(self, call: WireCall, message: bytes) -> None:
         try:
             _run(self._take_call(call, message))
         except ServingError as error:
-            _LOGGER.info("ModelInfer: %s: %s", error.status.name, error)
             call.fail(error)
         except Exception:
             _LOGGER.exception("ModelInfer failed")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +102,7 @@ class Loader:
         Raises:
           LoadError: it cannot be served.
         """
+        started = time.monotonic()
         models: list[Model] = []
         try:
             program = load(
@@ -125,7 +128,8 @@ class Loader:
             for model in models:
                 model.scheduler.close()
             raise _load_error(error, path, name, version) from error
-        return models
+        seconds = time.monotonic() - started
+        return [dataclasses.replace(model, load_seconds=seconds) for model in models]
 
 
 def _load_error(error: Exception, path: Path, name: str, version: int) -> LoadError:

@@ -9,20 +9,27 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from slipway.serving.checking import check
 from slipway.serving.command_line import parse
 from slipway.serving.configuration import Configuration, ServerSettings
 from slipway.serving.configuration_file import to_toml
 from slipway.serving.errors import StartupError
+from slipway.serving.logs import LogControl, LogFormat
 from slipway.serving.security import Security
 from slipway.serving.supervisor import Supervisor, follow_parent, reserve_port, worker_command
+
+if TYPE_CHECKING:
+    from slipway.serving.server import InferenceServer
 
 __all__ = ["main"]
 
 _LOGGER = logging.getLogger(__name__)
 
 _DEVICE_FAILED = 3
+
+_METRICS_PORT = 8002
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,32 +44,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         line = parse(arguments)
         settings = line.configuration
-        logging.basicConfig(
-            stream=sys.stderr,
-            level=settings.logging.level.upper(),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
+        log = LogControl(settings.logging.level, LogFormat(settings.logging.format))
         if line.check:
             check(line)
             print(to_toml(settings), end="")
             return 0
         if line.is_worker or not settings.server.is_supervised:
-            return _serve(settings, line.is_worker)
-        return _supervise(settings.server, arguments)
+            return _serve(settings, line.is_worker, log)
+        return _supervise(settings.server, arguments, log)
     except StartupError as error:
         print(f"slipway: error: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
-    stop = _stop_event()
+def _supervise(settings: ServerSettings, arguments: Sequence[str], log: LogControl) -> int:
+    stop = _stop_event(log)
     with reserve_port(settings.host, settings.port) as reserved:
         command = worker_command(arguments, reserved.getsockname()[1])
         return Supervisor(command, settings.processes, settings.grace_seconds).run(stop)
 
 
-def _serve(settings: Configuration, is_worker: bool) -> int:
-    stop = _stop_event()
+def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
+    stop = _stop_event(log)
     if is_worker:
         follow_parent(stop)
     _raise_descriptor_limit()
@@ -83,7 +86,11 @@ def _serve(settings: Configuration, is_worker: bool) -> int:
     # This imports torch, which takes longer than to refuse a wrong setting.
     from slipway.serving.assembly import make_server
 
-    server = make_server(settings, security.authorizer, on_device_failure, shares_port=is_worker)
+    server = make_server(
+        settings, security.authorizer, on_device_failure, log, shares_port=is_worker
+    )
+    if settings.monitoring.metrics:
+        _start_monitoring(server, settings)
     host, port, credentials = settings.server.host, settings.server.port, security.credentials
     if settings.server.processes > 1:
         # Clients are not to reach one of them that is loading, while others could answer.
@@ -114,6 +121,23 @@ def _serve(settings: Configuration, is_worker: bool) -> int:
     return code
 
 
+def _start_monitoring(server: InferenceServer, settings: Configuration) -> None:
+    port = settings.monitoring.metrics_port
+    if port is None:
+        port = _METRICS_PORT if settings.server.port else 0
+    # Each of several processes has numbers of its own, and so a port, from this one on.
+    ports = range(port, port + (settings.server.processes if port else 1))
+    for candidate in ports:
+        try:
+            address = server.start_monitoring(settings.server.host, candidate)
+        except StartupError:
+            if candidate == ports[-1]:
+                raise
+        else:
+            _LOGGER.info("metrics and the status page are at http://%s", address)
+            return
+
+
 def _raise_descriptor_limit() -> None:
     """Lets this process have as many files and connections as the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -121,8 +145,10 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _stop_event() -> threading.Event:
+def _stop_event(log: LogControl) -> threading.Event:
     """Returns an event that SIGTERM and SIGINT set; a second signal ends the process at once.
+
+    SIGUSR1 has the log write everything, and the next one what it wrote before.
 
     Call it before there are other threads.
     """
@@ -131,11 +157,13 @@ def _stop_event() -> threading.Event:
     numbers = {signal.SIGTERM, signal.SIGINT}
     for number in numbers:
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*numbers, signal.SIGUSR1})
     stop = threading.Event()
 
     def take() -> None:
-        signal.sigwait(numbers)
+        while signal.sigwait({*numbers, signal.SIGUSR1}) == signal.SIGUSR1:
+            everything = log.toggle_debug()
+            _LOGGER.warning("SIGUSR1: the log is %s", "complete" if everything else "as it was")
         stop.set()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         threading.Event().wait()  # the thread that the second signal is given to

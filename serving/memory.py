@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
-__all__ = ["available_memory"]
+__all__ = ["allocated_memory", "available_memory"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -31,3 +32,15 @@ def available_memory(device: torch.device) -> int:
     except (OSError, ValueError):
         return free
     return free if limit == "max" else min(free, int(limit) - used)
+
+
+def allocated_memory(device: torch.device) -> int:
+    """Returns how many bytes this process holds on a device.
+
+    On the host that is what lies in memory, mapped weights included; on an accelerator, what torch
+    has taken from it, whether tensors use it at the moment or not.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    # https://docs.kernel.org/filesystems/proc.html: in pages; the second is what is resident.
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -55,6 +55,7 @@ class Model:
       statistics: of its requests.
       executor: what runs them.
       scheduler: when they run.
+      load_seconds: how long it took to load, verify and warm up.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Model:
     statistics: ModelStatistics
     executor: BatchExecutor
     scheduler: Scheduler
+    load_seconds: float = 0.0
 
     @property
     def subject(self) -> str:

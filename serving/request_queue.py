@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from slipway.serving.errors import ServingError
+from slipway.serving.observation import Metadata, RequestRecord, request_id
 from slipway.serving.plan import InferenceRequest
 
-__all__ = ["PendingRequest", "Reply", "RequestQueue"]
+__all__ = ["PendingRequest", "Reply", "RequestQueue", "log_context"]
 
 
 class Reply(Protocol):
@@ -20,6 +21,14 @@ class Reply(Protocol):
     @property
     def cancelled(self) -> bool:
         """Returns whether the client has gone; then there is nobody to answer."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """Returns what the client sent beside the message."""
+
+    @property
+    def method(self) -> str:
+        """Returns the protocol's method that it came by."""
 
     def respond(self, message: bytes) -> None:
         """Answers with a serialised ModelInferResponse."""
@@ -37,6 +46,7 @@ class PendingRequest:
       reply: where the answer goes.
       arrived: when it came, by the monotonic clock, in seconds.
       expires: when it is of no use any more, by the same clock; infinite if never.
+      record: what is noted of it, if it is observed.
       removed: whether it has left the queue; kept by the queue.
     """
 
@@ -44,6 +54,7 @@ class PendingRequest:
     reply: Reply
     arrived: float
     expires: float = math.inf
+    record: RequestRecord | None = None
     removed: bool = field(default=False, init=False)
 
     @property
@@ -154,3 +165,14 @@ class RequestQueue:
         self.count += sign
         self.rows += sign * pending.rows
         self.size += sign * pending.request.size
+
+
+def log_context(reply: Reply, identifier: bytes) -> dict[str, str]:
+    """Returns what a line of the log says of the request that it is about, as its `extra`.
+
+    Args:
+      reply: where the request's answer goes.
+      identifier: the request's id.
+    """
+    is_stream = reply.method != "ModelInfer"
+    return {"request_id": request_id(reply.metadata, identifier, is_stream=is_stream)}

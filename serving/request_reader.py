@@ -7,8 +7,6 @@ request that has them is checked by one look-up. Headers that are refused are no
 
 from __future__ import annotations
 
-import time
-
 from google.protobuf.message import DecodeError
 
 from slipway.program import ContractViolation
@@ -17,7 +15,6 @@ from slipway.serving.errors import (
     ContractError,
     FieldViolation,
     InvalidRequestError,
-    ServingError,
     UnsupportedError,
     quoted,
 )
@@ -41,7 +38,12 @@ _KEPT_HEADER_SIZE = 4096
 
 
 class RequestReader:
-    """Reads requests for the models of a repository. For use by one thread at a time."""
+    """Reads requests for the models of a repository. For use by one thread at a time.
+
+    Attributes:
+      model: whose the request that was read last is; None if that was not found.
+      identifier: the id of that request, as far as it was read.
+    """
 
     def __init__(
         self, repository: Repository, shared_memory: SharedMemoryRegions | None = None
@@ -52,6 +54,8 @@ class RequestReader:
           repository: of the models.
           shared_memory: the regions that tensors may lie in; None for none at all.
         """
+        self.model: Model | None = None
+        self.identifier = b""
         self._repository = repository
         self._shared_memory = shared_memory
         self._generation = repository.generation
@@ -60,14 +64,14 @@ class RequestReader:
     def read(self, message: bytes) -> InferenceRequest:
         """Returns the request that `message`, a serialised ModelInferRequest, is.
 
-        Its tensors are views of `message`, or lie in shared memory. A refusal counts as a failure
-        in the statistics of the model, if there is such a model.
+        Its tensors are views of `message`, or lie in shared memory.
 
         Raises:
           ServingError: it is no such message, or its model will not take it; the error says why.
         """
-        started = time.monotonic()
+        self.model, self.identifier = None, b""
         header, identifier, raw = split_request(message)
+        self.identifier = identifier
         if not identifier.isascii():
             try:
                 identifier.decode()
@@ -92,15 +96,12 @@ class RequestReader:
             except DecodeError:
                 raise not_a_request(message) from None
             model = self._repository.find(request.model_name, request.model_version, identifier)
-        try:
-            if kept is not None:
-                return self._request(kept[0], message, identifier, raw, [])
-            plan = self._plan(model, request)
-            typed = _typed_contents(plan, request, raw)
-            result = self._request(plan, message, identifier, raw, typed)
-        except ServingError:
-            model.statistics.failed(time.monotonic() - started)
-            raise
+        self.model = model
+        if kept is not None:
+            return self._request(kept[0], message, identifier, raw, [])
+        plan = self._plan(model, request)
+        typed = _typed_contents(plan, request, raw)
+        result = self._request(plan, message, identifier, raw, typed)
         if not typed and len(header) <= _KEPT_HEADER_SIZE:
             if len(self._plans) >= _KEPT_PLANS:
                 self._plans.clear()  # rare, and simpler than to find out which is used least

@@ -267,24 +267,19 @@ def test_options_of_other_servers_are_hints(reader: RequestReader) -> None:
     assert reader.read(request.SerializeToString()).plan.priority == DEFAULT_PRIORITY
 
 
-def test_refusals_are_failures_of_the_model_if_there_is_one(
-    repository: Repository, reader: RequestReader
-) -> None:
-    statistics = repository.find("affine", "").statistics
-
-    def failures() -> int:
-        return statistics.to_proto("affine", 1).inference_stats.fail.count
-
-    before = failures()
-    request = protocol.ModelInferRequest(model_name="affine", raw_input_contents=[bytes(16)])
-    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+def test_it_tells_whose_request_was_refused(repository: Repository, reader: RequestReader) -> None:
+    model = repository.find("lookup", "")
+    request = good()
+    request.id = "one"
     reader.read(request.SerializeToString())
-    assert failures() == before
+    assert (reader.model, reader.identifier) == (model, b"one")
     request.raw_input_contents[0] = b""
     refusal(reader, request)
+    assert reader.model is model
     request.inputs[0].name = "z"
     refusal(reader, request)
-    assert failures() == before + 4
+    assert reader.model is model
     request.model_name = "no"
+    request.id = "two"
     refusal(reader, request)
-    assert failures() == before + 4
+    assert (reader.model, reader.identifier) == (None, b"two")

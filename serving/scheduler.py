@@ -74,6 +74,16 @@ class MemoryBudget:
         self._used = 0
         self._lock = threading.Lock()
 
+    @property
+    def limit(self) -> int:
+        """Returns how many bytes there may be."""
+        return self._limit
+
+    @property
+    def used(self) -> int:
+        """Returns how many bytes there are."""
+        return self._used
+
     def take(self, size: int) -> None:
         """Raises OverloadedError if there is no room for `size` bytes; else takes it."""
         with self._lock:
@@ -137,6 +147,11 @@ class Scheduler:
     def queued(self) -> tuple[int, int]:
         """Returns how many requests wait, and the bytes that they hold."""
         return self._queue.count, self._queue.size
+
+    @property
+    def running(self) -> int:
+        """Returns how many batches are being run."""
+        return self._running
 
     @property
     def is_inline(self) -> bool:
@@ -332,7 +347,7 @@ class Scheduler:
           seconds: how long the batch will take.
         """
         if pending.reply.cancelled:
-            self._executor.statistics.failed(now - pending.arrived)
+            self._executor.forget(pending)
             return False
         # One that waited is not run to be answered too late. One that did not is: there is nothing
         # else to do, and batches of another kind may take less.
@@ -354,7 +369,7 @@ class Scheduler:
 
     def _forget(self, pending: PendingRequest) -> None:
         self._memory.give_back(pending.request.size)
-        self._executor.statistics.failed(time.monotonic() - pending.arrived)
+        self._executor.forget(pending)
 
     def _measure(self, seconds: float, processor_seconds: float, rows: int, size: int) -> None:
         with self._condition:

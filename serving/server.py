@@ -23,10 +23,14 @@ from slipway.serving.health import Health
 from slipway.serving.inference import InferenceFrontend
 from slipway.serving.limits import channel_options
 from slipway.serving.loader import Loader
+from slipway.serving.logs import LogControl
+from slipway.serving.metrics import Sources
+from slipway.serving.observation import RequestObserver
 from slipway.serving.repository import Repository
 from slipway.serving.rpc import generic_handler
 from slipway.serving.service import InferenceService, Phase
 from slipway.serving.shared_memory import SharedMemoryRegions
+from slipway.serving.status import Monitoring
 from slipway.serving.streaming import MAX_STREAMS, InferenceStreams
 from slipway.serving.transport import InferenceTransport
 
@@ -54,6 +58,8 @@ class InferenceServer:
         shared_memory: SharedMemoryRegions | None = None,
         authorizer: Authorizer | None = None,
         limits: LimitSettings = LimitSettings(),  # noqa: B008  (it is immutable)
+        observer: RequestObserver | None = None,
+        log: LogControl | None = None,
         *,
         shares_port: bool = False,
     ) -> None:
@@ -68,6 +74,8 @@ class InferenceServer:
           authorizer: who may call which method; None for everyone, and to control those on this
             host.
           limits: what one client may take.
+          observer: of single requests; None for none.
+          log: of this process, which LogSettings changes; None to leave it alone.
           shares_port: whether other processes may listen on the same port.
         """
         self._repository = repository
@@ -77,13 +85,23 @@ class InferenceServer:
         for name in repository.names:
             self._health.report(name, False)
         self._control = RepositoryControl(repository, loader, mode, self._report, poll_seconds)
-        self._service = InferenceService(repository, self._control, shared_memory)
-        self._frontend = InferenceFrontend(repository, shared_memory)
+        self._service = InferenceService(repository, self._control, shared_memory, log)
+        self._observer = observer
+        self._frontend = InferenceFrontend(repository, shared_memory, observer)
         # Loading takes long, and whoever asks for it must not keep others from asking for health.
         self._control_pool = ThreadPoolExecutor(1, thread_name_prefix="repository control")
         # One more than there may be, for the stream that is refused.
         self._stream_pool = ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
         self._streams = InferenceStreams(self._frontend)
+        self._sources = Sources(
+            repository,
+            self._service,
+            self._frontend,
+            self._streams,
+            loader.environment.memory,
+            loader.device,
+        )
+        self._monitoring: Monitoring | None = None
         self._server = grpc.server(
             ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control"),
             options=channel_options(limits, shares_port=shares_port),
@@ -132,6 +150,21 @@ class InferenceServer:
         self._transport.start()
         return f"{bracketed}:{bound}"
 
+    def start_monitoring(self, host: str, port: int) -> str:
+        """Serves metrics and the status page over HTTP, and returns their address as HOST:PORT.
+
+        They are there while models load, and until the end of `drain`.
+
+        Args:
+          host: a name or address of this machine.
+          port: 0 for any that is free.
+
+        Raises:
+          StartupError: the address cannot be had.
+        """
+        self._monitoring = Monitoring(host, port, self._sources)
+        return self._monitoring.address
+
     def load(self, is_stopping: Callable[[], bool]) -> int:
         """Loads the models, opens for requests, and returns how many versions take them.
 
@@ -178,6 +211,10 @@ class InferenceServer:
         idle = threading.Thread(target=self._close, daemon=True)
         idle.start()
         idle.join(max(deadline - time.monotonic(), 0.1))
+        if self._observer is not None:
+            self._observer.close()
+        if self._monitoring is not None:
+            self._monitoring.close()
         return not idle.is_alive()
 
     def _close(self) -> None:

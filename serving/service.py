@@ -15,13 +15,20 @@ from slipway.serving.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from slipway.serving.logs import LogControl
 from slipway.serving.repository import Repository, State
 from slipway.serving.rpc import Implementation
 from slipway.serving.shared_memory import SharedMemoryRegions
 
 __all__ = ["InferenceService", "Phase"]
 
-_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+_EXTENSIONS = (
+    "binary_tensor_data",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "statistics",
+)
 
 
 class Phase(enum.Enum):
@@ -44,6 +51,7 @@ class InferenceService:
         repository: Repository,
         control: RepositoryControl,
         shared_memory: SharedMemoryRegions | None = None,
+        log: LogControl | None = None,
     ) -> None:
         """Makes a service in the phase LOADING.
 
@@ -51,7 +59,9 @@ class InferenceService:
           repository: the models.
           control: changes which of them are served.
           shared_memory: where clients register regions; None if they may not.
+          log: what LogSettings changes; None if this process's log is not the server's own.
         """
+        self._log = log
         self.phase = Phase.LOADING
         self._repository = repository
         self._control = control
@@ -75,6 +85,7 @@ class InferenceService:
             "SystemSharedMemoryRegister": self.register_shared_memory,
             "SystemSharedMemoryUnregister": self.unregister_shared_memory,
             "CudaSharedMemoryUnregister": self.unregister_cuda_shared_memory,
+            "LogSettings": self.log_settings,
         }
 
     def is_ready(self) -> bool:
@@ -203,6 +214,29 @@ class InferenceService:
     ) -> protocol.CudaSharedMemoryUnregisterResponse:
         """Does nothing, as there is no such region; perf_analyzer always asks for it."""
         return protocol.CudaSharedMemoryUnregisterResponse()
+
+    def log_settings(
+        self, request: protocol.LogSettingsRequest, context: grpc.ServicerContext
+    ) -> protocol.LogSettingsResponse:
+        """Changes the settings that are named, and answers with all of them."""
+        if self._log is None:
+            raise UnsupportedError("the log is not this server's own, and cannot be changed here")
+        self._log.update(
+            {
+                name: getattr(value, value.WhichOneof("parameter_choice") or "string_param")
+                for name, value in request.settings.items()
+            }
+        )
+        response = protocol.LogSettingsResponse()
+        for name, value in self._log.settings.items():
+            setting = response.settings[name]
+            if isinstance(value, bool):
+                setting.bool_param = value
+            elif isinstance(value, int):
+                setting.uint32_param = value
+            else:
+                setting.string_param = value
+        return response
 
     def _regions(self) -> SharedMemoryRegions:
         if self._shared_memory is None:

@@ -19,6 +19,7 @@ from slipway.serving.errors import (
     status_message,
 )
 from slipway.serving.inference import InferenceFrontend
+from slipway.serving.observation import Metadata
 from slipway.serving.wire import length_delimited, split_request
 
 __all__ = ["MAX_STREAMS", "InferenceStreams"]
@@ -70,6 +71,11 @@ class InferenceStreams:
         if self._is_closing:
             raise UnavailableError("the server stops: open the stream again, or elsewhere")
 
+    @property
+    def open_count(self) -> int:
+        """Returns how many streams are open."""
+        return len(self._open)
+
     def close(self) -> None:
         """Ends every stream as soon as what it has under way is answered."""
         with self._lock:
@@ -84,6 +90,7 @@ class _Stream:
 
     def __init__(self, frontend: InferenceFrontend, context: grpc.ServicerContext) -> None:
         self.cancelled = False
+        self.metadata: Metadata = tuple(context.invocation_metadata())
         self._frontend = frontend
         self._context = context
         self._responses: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -160,7 +167,6 @@ class _Stream:
             if self.cancelled:  # before there was anyone to tell
                 reply.cancel()
         except ServingError as error:
-            _LOGGER.info("ModelStreamInfer: %s: %s", error.status.name, error)
             reply.fail(error)
         except Exception:
             _LOGGER.exception("ModelStreamInfer failed")
@@ -169,6 +175,8 @@ class _Stream:
 
 class _StreamReply:
     """Where the answer to one request of a stream goes."""
+
+    method = "ModelStreamInfer"
 
     def __init__(self, stream: _Stream, message: bytes) -> None:
         self._stream = stream
@@ -182,6 +190,10 @@ class _StreamReply:
     @property
     def cancelled(self) -> bool:
         return self._stream.cancelled
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._stream.metadata
 
     def respond(self, message: bytes) -> None:
         self._stream.answer(self, length_delimited(_INFER_RESPONSE, message))

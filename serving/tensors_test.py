@@ -190,7 +190,8 @@ def test_a_batch_is_the_concatenation_of_its_tensors(
         tensors += decode(request)
         headers += read_headers("m", request).values()
         contents.append(memoryview(raw))
-    batch = make_batch(headers, contents, axis)
+    shape[axis] = sum(sizes)
+    batch = make_batch(headers, contents, axis, tuple(shape), 0)
     expected = torch.cat(tensors, dim=axis)
     assert batch.shape == expected.shape
     assert encode(batch) == encode(expected)

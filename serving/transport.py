@@ -52,6 +52,8 @@ class WireCall:
       on_cancel: called in the loop's thread when the client goes; set it before the loop goes on.
     """
 
+    method = "ModelInfer"
+
     __slots__ = ("_call", "_due", "_transport", "cancelled", "deadline", "metadata", "on_cancel")
 
     def __init__(self, transport: InferenceTransport, event: Any) -> None:
@@ -195,7 +197,6 @@ class InferenceTransport:
         try:
             self._on_request(call, message)
         except ServingError as error:
-            _LOGGER.info("ModelInfer: %s: %s", error.status.name, error)
             call.fail(error)
         except Exception:
             _LOGGER.exception("ModelInfer failed")

@@ -6,7 +6,8 @@
             bazel.run("build", "//examples/mlp")
 
 An output base of its own would download and merge torch anew. Here it takes the repositories of
-locked Python packages, finished, from the Bazel that started the program; all else is made afresh.
+locked Python packages, finished, from the Bazel that started the program: hard links beside the
+output base, which stay as they are whatever that Bazel does next. All else is made afresh.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Bazel:
 
     Args:
       checkout: the workspace.
-      output_base: where everything that is built lies. Not under /tmp, which sandboxes hide.
+      output_base: where everything that is built lies, in a scratch folder.
       environment: variables for Bazel's client and server, over those of this process.
     """
 
@@ -65,7 +66,7 @@ class Bazel:
         self._environment = _clean_environment(checkout) | dict(environment or {})
         self._overrides = [
             f"--override_repository={name}={path}"
-            for name, path in _finished_python_repositories().items()
+            for name, path in _linked_python_repositories(output_base.parent).items()
         ]
 
     def __enter__(self) -> Bazel:
@@ -205,6 +206,14 @@ def _finished_python_repositories() -> dict[str, Path]:
         )
     external = Path(site).resolve().parents[1]
     return {name: external / name for name in _PYTHON_REPOSITORIES if (external / name).is_dir()}
+
+
+def _linked_python_repositories(folder: Path) -> dict[str, Path]:
+    linked = {}
+    for name, finished in _finished_python_repositories().items():
+        linked[name] = folder / "python_repositories" / name
+        shutil.copytree(finished, linked[name], symlinks=True, copy_function=os.link)
+    return linked
 
 
 def _files(path: Path) -> list[Path]:

@@ -26,6 +26,8 @@ IMPLEMENTED = {
     "ModelStreamInfer",
     "ModelStatistics",
     "RepositoryIndex",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
     "SystemSharedMemoryStatus",
     "SystemSharedMemoryRegister",
     "SystemSharedMemoryUnregister",
@@ -58,6 +60,7 @@ def test_server_metadata_names_only_what_is_implemented(client: InferenceServerC
     assert list(metadata.extensions) == [
         "binary_tensor_data",
         "model_configuration",
+        "model_repository",
         "statistics",
     ]
 
@@ -77,13 +80,14 @@ def test_model_config_is_what_perf_analyzer_expects(client: InferenceServerClien
     config = client.get_model_config("affine").config
     assert (config.name, config.max_batch_size) == ("affine", 8)
     assert list(config.input[0].dims) == [4]
-    assert not config.HasField("dynamic_batching")
+    assert config.HasField("dynamic_batching")
     metadata = client.get_model_metadata("affine")
     assert [item.name for item in config.input] == [item.name for item in metadata.inputs]
     assert len(metadata.inputs[0].shape) == len(config.input[0].dims) + 1
     # `power` has no batch, so its dimensions are as they stand.
     config = client.get_model_config("power").config
     assert (config.max_batch_size, list(config.input[0].dims)) == (0, [-1, -1])
+    assert not config.HasField("dynamic_batching")
 
 
 def test_unknown_models_are_not_found(client: InferenceServerClient) -> None:

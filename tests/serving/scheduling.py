@@ -31,6 +31,9 @@ class Answer:
       entered: set when the answer has come.
     """
 
+    method = "ModelInfer"
+    metadata = ()
+
     def __init__(self, *, is_held: bool = False) -> None:
         self.cancelled = False
         self.outputs: dict[str, np.ndarray[Any, Any]] = {}

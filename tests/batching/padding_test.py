@@ -1,0 +1,85 @@
+"""Requests of nearly the same length share a batch where the program says what to pad with, and each
+caller gets what it would have got alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from slipway.program import Program, load
+from slipway.program.batching import Padding
+from slipway.serving.model import Environment
+from slipway.serving.scheduler import SchedulingOptions
+from slipway.tests.serving.programs import LOOKUP_TABLE, write_lookup
+from slipway.tests.serving.scheduling import Answer, Bench, lookup
+
+TABLE = LOOKUP_TABLE.numpy()
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    """Serves lookup with tokens padded with 2, a token with an embedding, and masks with true."""
+    root = Path(tempfile.mkdtemp())
+    write_lookup(root / "plain")
+    plain = load(root / "plain")
+    batching = plain.methods["forward"].contract.batching
+    assert batching is not None
+    padding = Padding("seq", {"tokens": 2, "mask": True})
+    contract = dataclasses.replace(
+        plain.methods["forward"].contract,
+        batching=dataclasses.replace(batching, paddings=(padding,)),
+    )
+    Program({"forward": contract}, plain.graphs, plain.weights, device=plain.device).save(
+        root / "models" / "lookup" / "1"
+    )
+    return Bench(root / "models", Environment(SchedulingOptions(max_batch_size=4)))
+
+
+def run_together(bench: Bench, requests: list[list[list[int]]]) -> list[Answer]:
+    """Returns the answers to requests that all wait when the instance becomes free."""
+    first = bench.occupy("lookup")
+    answers = [bench.submit(lookup(tokens)) for tokens in requests]
+    first.release()
+    bench.run("lookup")
+    for answer in answers:
+        answer.wait()
+    return answers
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_everybody_gets_what_they_would_get_alone(bench: Bench, data: st.DataObject) -> None:
+    requests = []
+    for _ in range(data.draw(st.integers(1, 8))):
+        rows, length = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 16))
+        row = st.lists(st.integers(0, 2), min_size=length, max_size=length)
+        requests.append(data.draw(st.lists(row, min_size=rows, max_size=rows)) or [[]] * rows)
+    requests = [tokens for tokens in requests if tokens]
+    for tokens, answer in zip(requests, run_together(bench, requests), strict=True):
+        assert answer.error is None
+        values = np.array(tokens)
+        np.testing.assert_array_equal(answer.outputs["embedded"], TABLE[values])
+        np.testing.assert_array_equal(answer.outputs["kept"], values != 1)
+
+
+def test_lengths_within_a_quarter_share_a_batch(bench: Bench) -> None:
+    statistics = bench.model("lookup").statistics
+    before = statistics.batch_sizes().get(3, 0)
+    run_together(bench, [[[0] * 15], [[1] * 16], [[2] * 15]])
+    assert statistics.batch_sizes()[3] == before + 1
+
+
+def test_lengths_that_differ_by_more_do_not(bench: Bench) -> None:
+    statistics = bench.model("lookup").statistics
+    before = dict(statistics.batch_sizes())
+    run_together(bench, [[[0] * 4], [[1] * 16]])
+    after = statistics.batch_sizes()
+    assert after.get(2, 0) == before.get(2, 0)
+    assert after[1] == before.get(1, 0) + 3
