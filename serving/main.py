@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from slipway.serving.checking import check
 from slipway.serving.command_line import parse
-from slipway.serving.configuration import Configuration, ServerSettings
+from slipway.serving.configuration import Configuration
 from slipway.serving.configuration_file import to_toml
 from slipway.serving.errors import StartupError
 from slipway.serving.logs import LogControl, LogFormat
@@ -51,17 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if line.is_worker or not settings.server.is_supervised:
             return _serve(settings, line.is_worker, log)
-        return _supervise(settings.server, arguments, log)
+        return _supervise(settings, arguments, log)
     except StartupError as error:
         print(f"slipway: error: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _supervise(settings: ServerSettings, arguments: Sequence[str], log: LogControl) -> int:
+def _supervise(settings: Configuration, arguments: Sequence[str], log: LogControl) -> int:
     stop = _stop_event(log)
-    with reserve_port(settings.host, settings.port) as reserved:
+    server = settings.server
+    if not server.port and settings.monitoring.metrics_port is None:
+        # The workers are told a port, and would think that the one for metrics is fixed as well.
+        arguments = [*arguments, "--metrics-port=0"]
+    with reserve_port(server.host, server.port) as reserved:
         command = worker_command(arguments, reserved.getsockname()[1])
-        return Supervisor(command, settings.processes, settings.grace_seconds).run(stop)
+        return Supervisor(command, server.processes, server.grace_seconds).run(stop)
 
 
 def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
