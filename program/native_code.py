@@ -22,6 +22,9 @@ __all__ = ["NativeCode", "NativeCodeFailure"]
 
 _Handle = ctypes.c_void_p
 
+_ALIGNMENT = 64
+"""Of weights in code that holds them, in bytes."""
+
 _loaded: dict[bytes, ctypes.CDLL] = {}
 _loading = threading.Lock()
 
@@ -149,7 +152,8 @@ class NativeCode:
             assert own.value is not None
             name = (original.value or b"").decode(errors="replace")
             weight = weights.get(name)
-            if weight is None or weight.nbytes != size.value:
+            # Sizes are rounded up to the next multiple of the alignment.
+            if weight is None or not 0 <= size.value - weight.nbytes < _ALIGNMENT:
                 raise CompiledCodeError(
                     f"it needs a weight '{name}' of {size.value} bytes, which the program lacks"
                 )

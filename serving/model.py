@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from slipway.program import DEFAULT_METHOD, Contract, Program
+from slipway.program.compiled import Execution
 from slipway.serving.batch_executor import BatchExecutor
 from slipway.serving.instance import Instance
 from slipway.serving.scheduler import MemoryBudget, Scheduler, SchedulingOptions
@@ -55,6 +56,7 @@ class Model:
       statistics: of its requests.
       executor: what runs them.
       scheduler: when they run.
+      execution: whether compiled code runs them, and why.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Model:
     statistics: ModelStatistics
     executor: BatchExecutor
     scheduler: Scheduler
+    execution: Execution
 
     @property
     def subject(self) -> str:
@@ -106,7 +109,12 @@ def _size_class(size: int) -> int:
 
 
 def models_of(
-    program: Program, name: str, version: int, device: torch.device, environment: Environment
+    program: Program,
+    name: str,
+    version: int,
+    device: torch.device,
+    environment: Environment,
+    execution: Execution,
 ) -> list[Model]:
     """Returns what a program is served as.
 
@@ -119,6 +127,7 @@ def models_of(
       version: of the model.
       device: where the program lies.
       environment: what the models run in.
+      execution: whether its methods run compiled code, and why.
 
     Raises:
       SignatureError: the protocol cannot carry one of a method's tensors.
@@ -152,6 +161,9 @@ def models_of(
                 scheduler=Scheduler(
                     executor, options, environment.memory, environment.on_device_failure
                 ),
+                execution=execution
+                if method.code is not None or execution.target is None
+                else Execution(None, "the method has no compiled code"),
             )
         )
     return models
