@@ -93,8 +93,6 @@ def compile_program(
             "; ".join(f"method '{name}' {reason}" for name, reason in obstacles.items())
         )
     name = target_name("cpu", instruction_set, torch_release())
-    folder = directory / COMPILED_DIRECTORY / name
-    folder.mkdir(parents=True)
     target = pb.CompiledTarget(
         version=pb.Version(major=COMPILED_VERSION[0], minor=COMPILED_VERSION[1]),
         program=bytes.fromhex(program.digest),
@@ -104,6 +102,8 @@ def compile_program(
         compiler=compiler_version(compiler),
         options=[pb.CompilerOption(name=key, value=options[key]) for key in sorted(options)],
     )
+    folder = directory / COMPILED_DIRECTORY / name
+    folder.mkdir(parents=True)
     for number, method in enumerate(sorted(program.methods)):
         if obstacles[method]:
             continue
@@ -147,9 +147,7 @@ def obstacle(program: Program, method: str) -> str | None:
         return "returns no tensors"
     names = {program.graphs.operators[node.operator].name for node in _nodes(graph)}
     if asserting := sorted(names & ASSERTIONS.keys()):
-        return (
-            f"asserts something of its inputs' values ({asserting[0]}), which compiled code drops"
-        )
+        return f"asserts something of values ({asserting[0]}), which compiled code may not do"
     if random := sorted(name for name in names if _is_random(name)):
         return f"draws random numbers ({random[0]})"
     if other := sorted(name for name in names if not name.startswith(_COMPILED_NAMESPACES)):
@@ -194,11 +192,11 @@ def _parsed(name: str, value: str) -> Any:
             return float(value)
     except (KeyError, ValueError):
         raise CompilationError(
-            f"the option '{name}' is '{value}'; it must be a {type(present).__name__}"
+            f"the option '{name}' is '{value}'; it must be of type {type(present).__name__}"
         ) from None
     if isinstance(present, str):
         return value
-    raise CompilationError(f"the option '{name}' is not one that can be set here")
+    raise CompilationError(f"the option '{name}' is one that cannot be set here")
 
 
 def _compile_method(
@@ -246,10 +244,8 @@ def _compile_method(
     libraries = [Path(file) for file in files if str(file).endswith(".so")]
     if len(libraries) != 1:
         raise CompilationError(f"method '{method}' gave {len(libraries)} libraries instead of one")
-    wrapper = "".join(
-        Path(file).read_text() for file in files if str(file).endswith(".wrapper.cpp")
-    )
-    if "aoti_torch_proxy_executor_call_function(" in wrapper:
+    sources = [Path(file) for file in files if str(file).endswith(".wrapper.cpp")]
+    if any("aoti_torch_proxy_executor_call_function(" in path.read_text() for path in sources):
         raise CompilationError(
             f"method '{method}' calls an operator that compiled code can only call by way of an "
             "interpreter, which is not there; leave it to its graph"
