@@ -210,13 +210,13 @@ def _compile_method(
     """Returns the shared library of a method, somewhere below `work`."""
     work.mkdir(parents=True)
     chosen = INSTRUCTION_SETS[instruction_set]
-    exported = to_exported_program(program, method)
-    assert exported.example_inputs is not None
-    args, kwargs = exported.example_inputs
     places = {"TORCHINDUCTOR_CACHE_DIR": str(work / "cache"), "TMPDIR": str(work)}
     previous = {name: os.environ.get(name) for name in places}
     os.environ.update(places)
     try:
+        exported = to_exported_program(program, method)
+        assert exported.example_inputs is not None
+        args, kwargs = exported.example_inputs
         with torch.no_grad(), quiet_torch():
             files = torch._inductor.aot_compile(
                 exported.module(check_guards=False),  # type: ignore[arg-type]

@@ -13,12 +13,14 @@ _NOWHERE = Path("/nowhere/g++")
 
 
 class _Counter(torch.nn.Module):
+    count: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.count += 1  # type: ignore[operator, has-type]
+        self.count += 1
         return x + self.count
 
 

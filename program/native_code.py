@@ -127,7 +127,7 @@ class NativeCode:
         outputs = self._output_handles()
         if self._run(self._container, inputs, self._inputs, outputs, self._outputs, None, None):
             raise NativeCodeFailure(_last_error(self._library))
-        return _tensors_of(outputs)
+        return _tensors_of(list(outputs))
 
     def _constants(self, weights: Mapping[str, torch.Tensor]) -> dict[bytes, torch.Tensor]:
         """Returns the weights that the code uses, by the names that it has for them."""
@@ -188,13 +188,13 @@ def _load(library: bytes, digest: bytes) -> ctypes.CDLL:
 
 def _handles_of(tensors: Sequence[torch.Tensor]) -> list[int]:
     """Returns a new handle for each tensor, which its taker frees."""
-    capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # type: ignore[attr-defined]
+    capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
     return [_capsule_pointer(capsule, None) for capsule in capsules]
 
 
 def _tensors_of(handles: Sequence[Any]) -> list[torch.Tensor]:
     """Returns the tensors of handles, which it frees."""
-    tensors: list[torch.Tensor] = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(  # type: ignore[attr-defined]
+    tensors: list[torch.Tensor] = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(
         [_new_capsule(handle, None, None) for handle in handles]
     )
     return tensors
