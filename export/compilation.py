@@ -218,8 +218,8 @@ def _compile_method(
         assert exported.example_inputs is not None
         args, kwargs = exported.example_inputs
         with torch.no_grad(), quiet_torch():
-            files = torch._inductor.aot_compile(
-                exported.module(check_guards=False),  # type: ignore[arg-type]
+            files: Any = torch._inductor.aot_compile(
+                exported.module(check_guards=False),
                 args,
                 kwargs,
                 options={

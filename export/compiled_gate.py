@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -32,7 +33,7 @@ _MAXIMUM_CALLS = 10
 _Call = tuple[str, list[torch.Tensor]]
 
 
-def check_compiled(program: Program, directory: str, methods: Sequence[str]) -> dict[str, int]:
+def check_compiled(program: Program, directory: Path, methods: Sequence[str]) -> dict[str, int]:
     """Compares compiled methods with their graphs, and returns how many calls of each were.
 
     Args:
@@ -136,7 +137,7 @@ class Speed:
         return self.graph / self.compiled
 
 
-def measure_speed(program: Program, directory: str, name: str, *, rounds: int = 15) -> Speed:
+def measure_speed(program: Program, directory: Path, name: str, *, rounds: int = 15) -> Speed:
     """Returns how fast a method is either way, on this machine, on one thread."""
     _, tensors = next(example_calls(program, name))
     method = program.methods[name]
