@@ -44,14 +44,14 @@ def _engines(name: str, batch: int) -> dict[str, _Run]:
     }
     if name == "resnet":
         last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        packed = mkldnn.to_mkldnn(copy.deepcopy(model))
+        packed = mkldnn.to_mkldnn(copy.deepcopy(model))  # type: ignore[no-untyped-call]
 
         def channels_last() -> torch.Tensor:
             result: torch.Tensor = last(inputs[0].contiguous(memory_format=torch.channels_last))
             return result
 
         def prepacked() -> torch.Tensor:
-            result = packed(inputs[0].to_mkldnn())
+            result: torch.Tensor = packed(inputs[0].to_mkldnn())
             return result.to_dense() if result.is_mkldnn else result
 
         engines |= {"channels_last": channels_last, "onednn_prepacked": prepacked}
