@@ -17,6 +17,7 @@ from slipway.program.container import Container, read_container, write_container
 from slipway.program.contract import DEFAULT_METHOD, Contract
 from slipway.program.contract_codec import contract_to_proto
 from slipway.program.errors import (
+    CompiledCodeError,
     ContractViolation,
     CorruptProgramError,
     ProgramError,
@@ -152,8 +153,11 @@ class Method:
         Raises:
           ContractViolation: naming every way in which the call breaks the contract.
         """
-        tensors = self._checked_tensors(args, kwargs)
-        results = iter(self._execute(tensors))
+        tensors, binding = self._checked_tensors(args, kwargs)
+        values = self._execute(tensors)
+        if self._code is not None:
+            self._check_promised(values, binding)
+        results = iter(values)
         return self.contract.output_tree.unflatten(
             next(results) if spec.tensor is not None or spec.integer is not None else spec.constant
             for spec in self.contract.outputs
@@ -161,7 +165,8 @@ class Method:
 
     def _checked_tensors(
         self, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> list[torch.Tensor]:
+    ) -> tuple[list[torch.Tensor], tuple[int, ...]]:
+        """Returns the tensors of a legal call, and the values of the contract's symbols."""
         contract = self.contract
         try:
             leaves = flatten_call(contract, args, kwargs)
@@ -184,14 +189,27 @@ class Method:
             described[spec.name] = (problem, leaf.shape)
             if contract.contiguous and not is_fresh(leaf):
                 violations.append(layout_violation(spec.name, leaf))
+        binding: tuple[int, ...] = ()
         try:
-            contract.check(described)
+            binding = contract.check(described)
         except ContractViolation as error:
             already = {violation.input for violation in violations}
             violations += [item for item in error.violations if item.input not in already]
         if violations:
             raise ContractViolation(contract.method, violations)
-        return tensors
+        return tensors, binding
+
+    def _check_promised(self, values: Sequence[Any], binding: tuple[int, ...]) -> None:
+        """Raises CompiledCodeError unless native code gave what the contract promises."""
+        promised = self.contract.output_shapes(binding)
+        for value, (name, shape) in zip(values, promised.items(), strict=True):
+            if len(shape) != value.dim() or any(
+                size not in (None, actual) for size, actual in zip(shape, value.shape, strict=True)
+            ):
+                raise CompiledCodeError(
+                    f"output '{name}' of method '{self.contract.method}' is {list(value.shape)}; "
+                    f"the contract promises {list(shape)}: this is a defect of the compiled code"
+                )
 
 
 def _check_outputs(contract: Contract, graph: pb.Graph) -> None:
