@@ -15,6 +15,7 @@ from slipway.export.compilation import CompilationError, compile_program
 from slipway.export.compiled_gate import check_compiled, measure_speed
 from slipway.program.compiled import use_compiled, use_graphs
 from slipway.program.errors import ProgramError
+from slipway.program.instruction_sets import INSTRUCTION_SETS
 from slipway.program.program import load
 
 __all__ = ["main"]
@@ -38,7 +39,9 @@ def _compile(options: argparse.Namespace) -> None:
         options.program, options.output, dirs_exist_ok=True, copy_function=shutil.copyfile
     )
     settings = dict(item.split("=", 1) for item in options.option)
-    for instruction_set in options.instruction_set or ["avx2"]:
+    # The best last: each is then the best that there is when it is tried.
+    wanted = sorted(set(options.instruction_set or ["avx2"]), key=_rank, reverse=True)
+    for instruction_set in wanted:
         with tempfile.TemporaryDirectory(prefix="compile.") as work:
             target = compile_program(
                 program,
@@ -49,6 +52,12 @@ def _compile(options: argparse.Namespace) -> None:
                 options=settings,
             )
         _check(program_directory=options.output, target=target, options=options)
+
+
+def _rank(instruction_set: str) -> int:
+    """Returns the place of an instruction set among all, the best being 0."""
+    names = list(INSTRUCTION_SETS)
+    return names.index(instruction_set) if instruction_set in names else len(names)
 
 
 def _check(program_directory: Path, target: str, options: argparse.Namespace) -> None:
