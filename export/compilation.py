@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,9 @@ def _compile_method(
         exported = to_exported_program(program, method)
         assert exported.example_inputs is not None
         args, kwargs = exported.example_inputs
-        with torch.no_grad(), quiet_torch():
+        with torch.no_grad(), quiet_torch(), warnings.catch_warnings():
+            # What torch's own code does, and whoever builds can do nothing about.
+            warnings.simplefilter("ignore", FutureWarning)
             files: Any = torch._inductor.aot_compile(
                 exported.module(check_guards=False),
                 args,
