@@ -120,7 +120,7 @@ class RepositorySettings:
         "weights, their sizes",
         choices=("full", "sizes"),
     )
-    compiled: str = _setting(
+    compiled: str = setting(
         "never",
         "whether native code that lies in the repository runs, with all rights of the server: "
         "never; where it is made for this machine; or always, so that a program without is not "
