@@ -87,6 +87,10 @@ def compile_program(
             f"code for {instruction_set} is tried before it is kept, and {problem}; compile it on "
             "another machine, or for another instruction set"
         )
+    if any(character.isspace() or character == "'" for character in str(work)):
+        raise CompilationError(
+            f"torch takes the folder {work} apart at its spaces; set TMPDIR to one without"
+        )
     settings = {name: _parsed(name, value) for name, value in options.items()}
     obstacles = {name: obstacle(program, name) for name in program.methods}
     if all(obstacles.values()):

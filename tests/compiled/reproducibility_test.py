@@ -16,9 +16,9 @@ def test_compiled_code_has_the_same_bytes_everywhere(tmp_path: Path) -> None:
     assert runfiles is not None
     compiler = runfiles.Rlocation("slipway/export/compiler")
     assert compiler is not None
-    graphs, output = tmp_path / "graphs", tmp_path / "a longer folder" / "output"
+    graphs, output = tmp_path / "graphs", tmp_path / "a-longer-folder" / "output"
     shutil.copytree(program_path(), graphs, ignore=shutil.ignore_patterns("compiled"))
-    scratch = tmp_path / "another place for temporary files"
+    scratch = tmp_path / "another-place"
     scratch.mkdir()
     subprocess.run(
         [compiler, f"--compiler={shutil.which('g++')}", graphs, output],
