@@ -16,6 +16,7 @@ from torch.fx.experimental import _config as shape_config
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.gate import bindings
 from slipway.export.translation import quiet_torch, translate
+from slipway.program.calls import flatten_call
 from slipway.program.contract import DEFAULT_METHOD, Contract, Symbol, find_binders
 from slipway.program.expressions import (
     Add,
@@ -34,7 +35,7 @@ from slipway.program.expressions import (
     SymbolReference,
 )
 from slipway.program.graph_codec import graph_from_proto
-from slipway.program.program import Program, flatten_call
+from slipway.program.program import Program
 from slipway.program.torch_types import to_torch
 
 __all__ = ["to_exported_program"]

@@ -38,6 +38,7 @@ __all__ = [
     "Case",
     "CaseResult",
     "RefusedCase",
+    "difference",
     "read_cases",
     "verify",
     "write_cases",
@@ -227,15 +228,25 @@ def _compare(program: Program, case: AnsweredCase, name: str) -> CaseResult:
     absolute = relative = 0.0
     factor = 1 if program.device.type == "cpu" else _OTHER_DEVICE_FACTOR
     for key, expected in case.outputs.items():
-        here = _difference(actual[key], expected, factor, f"{name}, output '{key}'")
+        here = difference(actual[key], expected, factor, f"{name}, output '{key}'")
         absolute, relative = max(absolute, here[0]), max(relative, here[1])
     return CaseResult(name, absolute, relative)
 
 
-def _difference(
+def difference(
     actual: torch.Tensor, expected: torch.Tensor, factor: int, name: str
 ) -> tuple[float, float]:
-    """Returns the largest absolute and relative difference. Raises: CaseFailedError."""
+    """Returns the largest absolute and relative difference of a result from what it must be.
+
+    Args:
+      actual: the result.
+      expected: what it must be, within the tolerance for its dtype.
+      factor: of the tolerance.
+      name: what messages call it.
+
+    Raises:
+      CaseFailedError: they differ by more, or in dtype or shape.
+    """
     if actual.dtype != expected.dtype or actual.shape != expected.shape:
         raise CaseFailedError(
             f"{name} is {actual.dtype}{list(actual.shape)}; it must be "

@@ -6,7 +6,8 @@ SlipwayError
 │   ├── DigestMismatchError      altered since it was written
 │   ├── UnsupportedVersionError  written by a newer Slipway
 │   ├── OperatorMismatchError    an operator is not allowed, not there, or has changed
-│   └── CaseFailedError          it does not do here what it did where it was made
+│   ├── CaseFailedError          it does not do here what it did where it was made
+│   └── CompiledCodeError        its compiled code cannot be used here; its graph can
 ├── ContractViolation            a call's shapes, dtypes or names break the contract
 └── DataViolation                a call's values break what the model asserts of them
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "CaseFailedError",
+    "CompiledCodeError",
     "ContractViolation",
     "CorruptProgramError",
     "DataViolation",
@@ -96,6 +98,10 @@ class DataViolation(SlipwayError):
 
 class CaseFailedError(ProgramError):
     """A case of a program does not give what it must."""
+
+
+class CompiledCodeError(ProgramError):
+    """A program has no compiled code that can be used here."""
 
 
 class ContractViolation(SlipwayError):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
 from slipway.program.batching import Batching
+from slipway.program.calls import check_constant, check_is_tensor, flatten_call, layout_violation
 from slipway.program.cases import Case, read_cases, write_cases
 from slipway.program.container import Container, read_container, write_container
-from slipway.program.contract import DEFAULT_METHOD, Contract, PythonValue
+from slipway.program.contract import DEFAULT_METHOD, Contract
 from slipway.program.contract_codec import contract_to_proto
 from slipway.program.errors import (
+    CompiledCodeError,
     ContractViolation,
     CorruptProgramError,
     ProgramError,
@@ -22,15 +25,18 @@ from slipway.program.errors import (
 )
 from slipway.program.graph_codec import graph_from_proto
 from slipway.program.mutation import possibly_mutated_inputs
+from slipway.program.native_code import NativeCode, NativeCodeFailure
 from slipway.program.scalar_types import ScalarType
 from slipway.program.shards import Verification
-from slipway.program.torch_types import from_torch, is_fresh
+from slipway.program.torch_types import is_fresh
 from slipway.program.trees import StructureError
 from slipway.program.version import VERSION
 from slipway.program.weights import SHARD_BYTES, read_weights, write_weights
 from slipway.proto import program_pb2 as pb
 
 __all__ = ["Method", "Program", "flatten_call", "load"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Method:
@@ -57,6 +63,7 @@ class Method:
         self.device = device
         self._graph_module = module
         self._forward = self._graph_module.forward
+        self._code: NativeCode | None = None
         _check_outputs(contract, graph)
         # The graph's inputs in its own order: weights in place, and where the call's tensors go.
         self._template: list[torch.Tensor | None] = []
@@ -88,8 +95,17 @@ class Method:
         """Returns the graph as torch.fx has it. Its inputs include the weights."""
         return self._graph_module
 
+    @property
+    def code(self) -> NativeCode | None:
+        """Returns the native code that calls run; None where they run the graph."""
+        return self._code
+
+    def use(self, code: NativeCode | None) -> None:
+        """Has calls run native code from now on, or the graph if there is none."""
+        self._code = code
+
     def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Runs the graph on tensors that are known to satisfy the contract.
+        """Runs the graph, or its compiled code, on tensors that are known to satisfy the contract.
 
         Args:
           tensors: one for each of `contract.tensor_inputs`, in that order, on the method's device.
@@ -100,6 +116,24 @@ class Method:
         return [value for value in self._execute(tensors) if isinstance(value, torch.Tensor)]
 
     def _execute(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+        # Native code keeps no record for gradients.
+        if self._code is None or (
+            torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        ):
+            return self._interpret(tensors)
+        try:
+            return tuple(self._code.run(tensors))
+        except NativeCodeFailure as error:
+            # It may be the values' fault, and the graph says more about those.
+            results = self._interpret(tensors)
+            _LOGGER.warning(
+                "compiled code of method '%s' failed where the graph does not: %s",
+                self.contract.method,
+                error,
+            )
+            return results
+
+    def _interpret(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
         arguments = self._template.copy()
         for place, position in self._places:
             arguments[place] = tensors[position]
@@ -119,8 +153,11 @@ class Method:
         Raises:
           ContractViolation: naming every way in which the call breaks the contract.
         """
-        tensors = self._checked_tensors(args, kwargs)
-        results = iter(self._execute(tensors))
+        tensors, binding = self._checked_tensors(args, kwargs)
+        values = self._execute(tensors)
+        if self._code is not None:
+            self._check_promised(values, binding)
+        results = iter(values)
         return self.contract.output_tree.unflatten(
             next(results) if spec.tensor is not None or spec.integer is not None else spec.constant
             for spec in self.contract.outputs
@@ -128,7 +165,8 @@ class Method:
 
     def _checked_tensors(
         self, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> list[torch.Tensor]:
+    ) -> tuple[list[torch.Tensor], tuple[int, ...]]:
+        """Returns the tensors of a legal call, and the values of the contract's symbols."""
         contract = self.contract
         try:
             leaves = flatten_call(contract, args, kwargs)
@@ -139,9 +177,9 @@ class Method:
         described: dict[str, tuple[ScalarType, Sequence[int]]] = {}
         for spec, leaf in zip(contract.inputs, leaves, strict=True):
             if spec.tensor is None:
-                violations += _check_constant(spec.name, leaf, spec.constant)
+                violations += check_constant(spec.name, leaf, spec.constant)
                 continue
-            problem = _check_is_tensor(spec.name, leaf, str(spec.tensor), self.device)
+            problem = check_is_tensor(spec.name, leaf, str(spec.tensor), self.device)
             if isinstance(problem, Violation):
                 violations.append(problem)
                 # Described as legal, so that the rest is still compared.
@@ -150,28 +188,28 @@ class Method:
             tensors.append(leaf)
             described[spec.name] = (problem, leaf.shape)
             if contract.contiguous and not is_fresh(leaf):
-                violations.append(_layout_violation(spec.name, leaf))
+                violations.append(layout_violation(spec.name, leaf))
+        binding: tuple[int, ...] = ()
         try:
-            contract.check(described)
+            binding = contract.check(described)
         except ContractViolation as error:
             already = {violation.input for violation in violations}
             violations += [item for item in error.violations if item.input not in already]
         if violations:
             raise ContractViolation(contract.method, violations)
-        return tensors
+        return tensors, binding
 
-
-def _layout_violation(name: str, tensor: torch.Tensor) -> Violation:
-    actual = f"the strides {tensor.stride()} and the offset {tensor.storage_offset()}"
-    return Violation(
-        code="layout",
-        description=f"input '{name}' has {actual}; allowed: those of a new tensor, since the "
-        "model asked how its tensors lie in memory; pass "
-        f"{name}.clone(memory_format=torch.contiguous_format)",
-        input=name,
-        actual=actual,
-        allowed="contiguous, without offset",
-    )
+    def _check_promised(self, values: Sequence[Any], binding: tuple[int, ...]) -> None:
+        """Raises CompiledCodeError unless native code gave what the contract promises."""
+        promised = self.contract.output_shapes(binding)
+        for value, (name, shape) in zip(values, promised.items(), strict=True):
+            if len(shape) != value.dim() or any(
+                size not in (None, actual) for size, actual in zip(shape, value.shape, strict=True)
+            ):
+                raise CompiledCodeError(
+                    f"output '{name}' of method '{self.contract.method}' is {list(value.shape)}; "
+                    f"the contract promises {list(shape)}: this is a defect of the compiled code"
+                )
 
 
 def _check_outputs(contract: Contract, graph: pb.Graph) -> None:
@@ -181,92 +219,6 @@ def _check_outputs(contract: Contract, graph: pb.Graph) -> None:
             f"method '{contract.method}' promises {computed} outputs, its graph has "
             f"{len(graph.outputs)}"
         )
-
-
-def flatten_call(
-    contract: Contract, args: Sequence[object], kwargs: Mapping[str, object]
-) -> list[object]:
-    """Returns the leaves of a call, one for each of `contract.inputs`.
-
-    Raises:
-      StructureError: the call has other arguments, or they are nested otherwise.
-    """
-    positional, keyword = contract.input_tree.children
-    if len(args) > len(contract.parameters):
-        raise StructureError(
-            Violation(
-                code="structure",
-                description=f"the call has {len(args)} positional arguments; allowed: "
-                f"{len(contract.parameters)} ({', '.join(contract.parameters)})",
-                actual=str(len(args)),
-                allowed=str(len(contract.parameters)),
-            )
-        )
-    given = dict(zip(contract.parameters, args, strict=False))
-    known = {*contract.parameters, *map(str, keyword.keys)}
-    for name, value in kwargs.items():
-        if name in given or name not in known:
-            raise StructureError(
-                Violation(
-                    code="unknown_input",
-                    description=f"argument '{name}' is given twice or unknown; the arguments are "
-                    f"{', '.join(sorted(known))}",
-                    input=name,
-                )
-            )
-        given[name] = value
-    leaves: list[object] = []
-    for tree, names in ((positional, contract.parameters), (keyword, map(str, keyword.keys))):
-        for name, child in zip(names, tree.children, strict=True):
-            if name not in given:
-                raise StructureError(
-                    Violation(
-                        code="missing_input",
-                        description=f"argument '{name}' is missing",
-                        input=name,
-                    )
-                )
-            leaves += child.flatten(given[name], name)
-    return leaves
-
-
-def _check_constant(name: str, value: object, expected: PythonValue) -> Iterator[Violation]:
-    # NaN is the one value that is itself without being equal to itself.
-    same = value == expected or (value != value and expected != expected)
-    if type(value) is not type(expected) or not same:
-        yield Violation(
-            code="constant",
-            description=f"argument '{name}' is {value!r}; allowed: exactly {expected!r}, for which "
-            "the program was exported",
-            input=name,
-            actual=repr(value),
-            allowed=repr(expected),
-            nearest=repr(expected),
-        )
-
-
-def _check_is_tensor(
-    name: str, value: object, allowed: str, device: torch.device
-) -> ScalarType | Violation:
-    if not isinstance(value, torch.Tensor):
-        actual, code = f"a {type(value).__name__}", "structure"
-    elif value.layout is not torch.strided:
-        actual, code = f"a tensor of layout {value.layout}", "structure"
-    elif value.device.type != device.type:
-        actual, code = f"on device {value.device}", "structure"
-        allowed += f" on {device}"
-    else:
-        try:
-            return from_torch(value.dtype)
-        except ValueError:
-            actual, code = f"of dtype {value.dtype}", "dtype"
-    return Violation(
-        code=code,
-        description=f"input '{name}' is {actual}; allowed: a tensor {allowed}",
-        input=name,
-        actual=actual,
-        allowed=allowed,
-    )
 
 
 class Program:

@@ -15,7 +15,7 @@ from slipway.serving.configuration import Configuration, ModelSettings, Scheduli
 from slipway.serving.control import ControlMode
 from slipway.serving.devices import resolve_device
 from slipway.serving.errors import StartupError
-from slipway.serving.loader import Loader
+from slipway.serving.loader import CompiledUse, Loader
 from slipway.serving.logs import LogControl
 from slipway.serving.model import Environment
 from slipway.serving.observation import RequestObserver
@@ -26,6 +26,8 @@ from slipway.serving.shared_memory import SharedMemoryRegions
 from slipway.serving.versions import VersionPolicy
 
 __all__ = ["make_server"]
+
+_COMPILED: dict[str, CompiledUse] = {"never": "never", "auto": "auto", "require": "require"}
 
 
 def make_server(
@@ -81,6 +83,7 @@ def make_server(
         verification="sizes" if files.verify == "sizes" else "full",
         snapshot=mode is not ControlMode.FIXED,
         swaps=files.when_memory_is_short == "swap",
+        compiled=_COMPILED[files.compiled],
     )
     return InferenceServer(
         repository,

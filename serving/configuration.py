@@ -120,6 +120,13 @@ class RepositorySettings:
         "weights, their sizes",
         choices=("full", "sizes"),
     )
+    compiled: str = setting(
+        "never",
+        "whether native code that lies in the repository runs, with all rights of the server: "
+        "never; where it is made for this machine; or always, so that a program without is not "
+        "served",
+        choices=("never", "auto", "require"),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,23 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from slipway.program import ProgramError, load, verify
+from slipway.program import Program, ProgramError, load, verify
+from slipway.program.compiled import Execution, use_compiled, use_graphs
+from slipway.program.errors import CompiledCodeError
 from slipway.program.shards import Verification
 from slipway.serving.memory import available_memory
 from slipway.serving.model import Environment, Model, models_of
 from slipway.serving.signature import SignatureError
 from slipway.serving.versions import weights_size
 
-__all__ = ["LoadError", "Loader"]
+__all__ = ["CompiledUse", "LoadError", "Loader"]
+
+CompiledUse = Literal["never", "auto", "require"]
+"""Whether compiled code of programs runs: not at all, where it can, or instead of not serving."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -55,6 +61,7 @@ class Loader:
       snapshot: whether to keep weights in memory rather than map files that others may change.
       swaps: whether a version that does not fit beside the one that it replaces is loaded after
         that one has gone, so that for a while there is none; else it is not loaded.
+      compiled: whether compiled code of programs runs, with all rights of this process.
     """
 
     device: torch.device
@@ -63,6 +70,7 @@ class Loader:
     verification: Verification = "full"
     snapshot: bool = False
     swaps: bool = False
+    compiled: CompiledUse = "never"
 
     def lack_of_memory(self, path: Path) -> str:
         """Returns why a version does not fit beside what is loaded, or "" if it does.
@@ -113,7 +121,9 @@ class Loader:
                 snapshot=self.snapshot,
             )
             verify(program)
-            models = models_of(program, name, version, self.device, self.environment)
+            execution = self._choose_execution(program, path, name)
+            _LOGGER.info("model '%s' version %d runs as %s", name, version, execution)
+            models = models_of(program, name, version, self.device, self.environment, execution)
             for model in models:
                 if is_taken(model.name):
                     raise SignatureError(
@@ -130,6 +140,35 @@ class Loader:
             raise _load_error(error, path, name, version) from error
         seconds = time.monotonic() - started
         return [dataclasses.replace(model, load_seconds=seconds) for model in models]
+
+    def _instances(self, name: str) -> int:
+        options = self.environment.model_options.get(name, self.environment.options)
+        return options.instances
+
+    def _choose_execution(self, program: Program, path: Path, name: str) -> Execution:
+        """Has a program run compiled code, verified by its cases, where that is wanted and can be.
+
+        Raises:
+          CompiledCodeError, CaseFailedError: it is required, and cannot be used.
+        """
+        if self.compiled == "never":
+            return Execution(None, "compiled code is not used (--compiled=never)")
+        try:
+            execution = use_compiled(program, path, concurrency=self._instances(name))
+            verify(program)
+        except ProgramError as error:
+            use_graphs(program)
+            if self.compiled == "require":
+                raise CompiledCodeError(
+                    f"no compiled code can be used, and it is required: {error}"
+                ) from error
+            return Execution(None, _without_paths(str(error), path))
+        missing = [name for name, method in program.methods.items() if method.code is None]
+        if missing and self.compiled == "require":
+            raise CompiledCodeError(
+                f"compiled code is required, and there is none of {', '.join(missing)}"
+            )
+        return execution
 
 
 def _load_error(error: Exception, path: Path, name: str, version: int) -> LoadError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from slipway.program import DEFAULT_METHOD, Contract, Program
+from slipway.program.compiled import Execution
 from slipway.serving.batch_executor import BatchExecutor
 from slipway.serving.instance import Instance
 from slipway.serving.scheduler import MemoryBudget, Scheduler, SchedulingOptions
@@ -55,6 +56,7 @@ class Model:
       statistics: of its requests.
       executor: what runs them.
       scheduler: when they run.
+      execution: whether compiled code runs them, and why.
       load_seconds: how long it took to load, verify and warm up.
     """
 
@@ -67,6 +69,7 @@ class Model:
     statistics: ModelStatistics
     executor: BatchExecutor
     scheduler: Scheduler
+    execution: Execution
     load_seconds: float = 0.0
 
     @property
@@ -108,7 +111,12 @@ def _size_class(size: int) -> int:
 
 
 def models_of(
-    program: Program, name: str, version: int, device: torch.device, environment: Environment
+    program: Program,
+    name: str,
+    version: int,
+    device: torch.device,
+    environment: Environment,
+    execution: Execution,
 ) -> list[Model]:
     """Returns what a program is served as.
 
@@ -121,6 +129,7 @@ def models_of(
       version: of the model.
       device: where the program lies.
       environment: what the models run in.
+      execution: whether its methods run compiled code, and why.
 
     Raises:
       SignatureError: the protocol cannot carry one of a method's tensors.
@@ -154,6 +163,9 @@ def models_of(
                 scheduler=Scheduler(
                     executor, options, environment.memory, environment.on_device_failure
                 ),
+                execution=execution
+                if method.code is not None or execution.target is None
+                else Execution(None, "the method has no compiled code"),
             )
         )
     return models

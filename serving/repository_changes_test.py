@@ -297,6 +297,9 @@ def test_a_swap_of_content_that_fails_is_not_called_ready(swapping: Following) -
 class Answer:
     """A reply that counts its answers, and can hold up whoever gives them."""
 
+    method = "ModelInfer"
+    metadata = ()
+
     def __init__(self) -> None:
         self.cancelled = False
         self.given = 0

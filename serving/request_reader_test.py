@@ -282,4 +282,5 @@ def test_it_tells_whose_request_was_refused(repository: Repository, reader: Requ
     request.model_name = "no"
     request.id = "two"
     refusal(reader, request)
-    assert (reader.model, reader.identifier) == (None, b"two")
+    assert reader.model is None
+    assert reader.identifier == b"two"

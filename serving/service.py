@@ -131,7 +131,7 @@ class InferenceService:
         self, request: protocol.ModelConfigRequest, context: grpc.ServicerContext
     ) -> protocol.ModelConfigResponse:
         model = self._repository.find(request.name, request.version)
-        config = model.signature.config(model.name, model.device, model.digest)
+        config = model.signature.config(model.name, model.device, model.digest, model.execution)
         return protocol.ModelConfigResponse(config=config)
 
     def model_statistics(

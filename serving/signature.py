@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from slipway.program import Contract
+from slipway.program.compiled import Execution
 from slipway.program.contract import TensorSpec
 from slipway.program.expressions import SymbolReference
 from slipway.proto import open_inference_pb2 as protocol
@@ -75,13 +76,16 @@ class Signature:
                 listed.add(name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape)
         return response
 
-    def config(self, name: str, device: torch.device, digest: str) -> protocol.ModelConfig:
+    def config(
+        self, name: str, device: torch.device, digest: str, execution: Execution
+    ) -> protocol.ModelConfig:
         """Returns the configuration of a model called `name`, as Triton's clients read it.
 
         Args:
           name: the model's name.
           device: where it runs.
           digest: the program's identity.
+          execution: whether compiled code runs it, and why.
         """
         skipped = 1 if self.max_batch_size else 0
         config = protocol.ModelConfig(
@@ -108,6 +112,8 @@ class Signature:
         else:
             group.kind = protocol.ModelInstanceGroup.KIND_CPU
         config.parameters["slipway_program_digest"].string_value = digest
+        config.parameters["slipway_execution"].string_value = execution.target or "graph"
+        config.parameters["slipway_execution_reason"].string_value = execution.reason
         return config
 
 

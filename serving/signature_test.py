@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from slipway.program import Contract, InputSpec, OutputSpec, Symbol, TensorSpec, load
+from slipway.program.compiled import Execution
 from slipway.program.expressions import Add, Constant, Expression, SymbolReference
 from slipway.program.scalar_types import ScalarType
 from slipway.program.trees import Kind, Tree
@@ -40,7 +41,7 @@ def contract(
 def test_a_batch_in_front_of_every_tensor_is_a_batch_to_triton() -> None:
     signature = Signature.of(contract((BATCH, Constant(4)), (BATCH,)))
     assert signature.max_batch_size == 8
-    config = signature.config("m", torch.device("cpu"), "abc")
+    config = signature.config("m", torch.device("cpu"), "abc", Execution(None, "why"))
     assert list(config.input[0].dims) == [4]
     assert list(config.output[0].dims) == []
     assert list(signature.metadata("m", [1]).inputs[0].shape) == [-1, 4]
@@ -60,7 +61,7 @@ def test_a_batch_in_front_of_every_tensor_is_a_batch_to_triton() -> None:
 def test_any_other_contract_does_not_batch_and_keeps_its_dimensions(other: Contract) -> None:
     signature = Signature.of(other)
     assert signature.max_batch_size == 0
-    config = signature.config("m", torch.device("cpu"), "abc")
+    config = signature.config("m", torch.device("cpu"), "abc", Execution(None, "why"))
     assert list(config.input[0].dims) == list(signature.metadata("m", [1]).inputs[0].shape)
 
 
@@ -79,7 +80,7 @@ def test_metadata_and_configuration_agree(tmp_path: Path) -> None:
         write(tmp_path / write.__name__)
         signature = Signature.of(load(tmp_path / write.__name__).methods["forward"].contract)
         metadata = signature.metadata("m", [1, 3])
-        config = signature.config("m", torch.device("cuda", 2), "abc")
+        config = signature.config("m", torch.device("cuda", 2), "abc", Execution(None, "why"))
         assert metadata.versions == ["1", "3"]
         assert [item.name for item in metadata.inputs] == [item.name for item in config.input]
         assert [item.name for item in metadata.outputs] == [item.name for item in config.output]

@@ -7,5 +7,5 @@ def _python_impl(_module_ctx):
 
 python = module_extension(
     implementation = _python_impl,
-    doc = "Declares @python_interpreter, @python_site and the sites of Slipway's own tests.",
+    doc = "Declares @cxx_compiler, @python_interpreter, @python_site and the sites of Slipway's own tests.",
 )

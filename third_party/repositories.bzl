@@ -1,10 +1,11 @@
-"""The repositories of Slipway's Python, for WORKSPACE files and for modules alike."""
+"""The repositories of Slipway's Python and C++, for WORKSPACE files and for modules alike."""
 
+load(":cxx_compiler.bzl", "cxx_compiler")
 load(":python_site.bzl", "python_site")
 load(":python_toolchain.bzl", "python_interpreter")
 
 def python_repositories(*, interpreter = None, declared = []):
-    """Declares the interpreter and the sites.
+    """Declares the interpreter, the sites, and the C++ compiler, if the machine has one.
 
     Args:
       interpreter: label of another CPython 3.11, for which the sites are then made.
@@ -13,6 +14,8 @@ def python_repositories(*, interpreter = None, declared = []):
     interpreter = interpreter or "@python_interpreter//:bin/python3"
     if "python_interpreter" not in declared:
         python_interpreter(name = "python_interpreter")
+    if "cxx_compiler" not in declared:
+        cxx_compiler(name = "cxx_compiler")
     run_time_lock = Label("//third_party:requirements.txt")
     if "python_site" not in declared:
         python_site(

@@ -4,6 +4,7 @@ load("//export:providers.bzl", "TorchProgramInfo")
 load("//program/private:custom_ops.bzl", "custom_ops_info")
 load("//program/private:labels.bzl", "label_text")
 load(":action.bzl", "ENVIRONMENT_ATTRS", "export_environment", "import_roots")
+load(":compile.bzl", "COMPILE_ATTRIBUTES", "compile_program")
 load(":output_groups.bzl", "OUTPUT_GROUP_ATTRIBUTES", "OUTPUT_GROUP_DOC", "program_output_groups")
 
 # What paths, labels and calls have in them, and names of Python do not.
@@ -27,6 +28,10 @@ def _torch_export_impl(ctx):
     _check_model(ctx.label, model)
     _check_entry_point(ctx.label, ctx.attr.entry_point)
     program = ctx.actions.declare_directory(ctx.label.name + ".program")
+    graphs = program
+    if ctx.attr.compile:
+        graphs = ctx.actions.declare_directory(ctx.label.name + ".graphs.program")
+        compile_program(ctx, graphs = graphs, program = program)
     custom_ops = custom_ops_info(ctx, ctx.attr.custom_ops)
 
     arguments = ctx.actions.args()
@@ -44,7 +49,7 @@ def _torch_export_impl(ctx):
         if len(ctx.files.weights) > 1:
             name = "%s of %s" % (file.basename, name)
         arguments.add_all("--weights", [name, file.path])
-    arguments.add("--output", program.path)
+    arguments.add("--output", graphs.path)
 
     ctx.actions.run(
         mnemonic = "TorchExport",
@@ -63,7 +68,7 @@ def _torch_export_impl(ctx):
             target[DefaultInfo].default_runfiles.files
             for target in python
         ]),
-        outputs = [program],
+        outputs = [graphs],
         execution_requirements = {
             "requires-worker-protocol": "json",
             "supports-workers": "1",
@@ -139,6 +144,6 @@ Example:
             ],
             doc = "A checkpoint, which is loaded into the module that the entry point returns: a `.safetensors` file; a `.pt`, `.pth` or `.bin` file that `torch.save(model.state_dict(), ...)` wrote, from which only tensors are read, so that no checkpoint runs code; or a filegroup of several, which are shards, with or without the index `.index.json` that Hugging Face writes beside them. The entry point makes the module with weights of any values, or without, under `torch.device(\"meta\")`. Names and shapes must agree exactly.",
         ),
-    } | OUTPUT_GROUP_ATTRIBUTES,
+    } | COMPILE_ATTRIBUTES | OUTPUT_GROUP_ATTRIBUTES,
     provides = [TorchProgramInfo],
 )

@@ -45,7 +45,7 @@ _server_main = rule(
     },
 )
 
-def torch_server(*, name, programs, device = None, config = None, custom_ops = [], flags = [], **kwargs):
+def torch_server(*, name, programs, device = None, config = None, compiled = None, custom_ops = [], flags = [], **kwargs):
     """A server of `programs`: `bazel run` it, or ship it with its runfiles.
 
     What the flags given here say wins over the file, and flags on the command line win over both:
@@ -66,6 +66,9 @@ def torch_server(*, name, programs, device = None, config = None, custom_ops = [
       device: `cpu`, `cuda:N` or `auto`; unless it is given, what `config` says, or `cpu`.
       config: a TOML file (docs/configuration.md). Its paths count from where it lies: the files
         that they name must be in `data`, or have absolute paths.
+      compiled: whether compiled code of the programs runs: `never`; `auto`, where it is made for
+        the machine; or `require`, so that a program without is not served. Unless it is given, what
+        `config` says, or `auto`: it is native code of the same build as the server.
       custom_ops: py_library targets that register operators, beside those that the programs were
         exported with, which the server imports anyway.
       flags: of the server; `bazel run //serving:server -- --help` lists them.
@@ -87,7 +90,9 @@ def torch_server(*, name, programs, device = None, config = None, custom_ops = [
         name = name + ".main",
         config = config,
         custom_ops = custom_ops,
-        flags = (["--device=" + device] if device else []) + flags,
+        flags = (["--device=" + device] if device else []) + (
+            ["--compiled=" + (compiled or "auto")] if compiled or not config else []
+        ) + flags,
         main = main,
         repository = ":" + repository,
         **common

@@ -1,5 +1,5 @@
-"""Requests of nearly the same length share a batch where the program says what to pad with, and each
-caller gets what it would have got alone.
+"""Requests of nearly the same length share a batch where the program says what to pad with, and
+each caller gets what it would have got alone.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -160,6 +161,8 @@ def scratch_folder() -> Iterator[Path]:
     """
     output_base = _finished_python_repositories()["python_site"].parents[1]
     folder = Path(tempfile.mkdtemp(prefix="slipway_nested_", dir=output_base.parent))
+    # By default Python would end at once, and leave servers and the folder.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield folder
     finally:

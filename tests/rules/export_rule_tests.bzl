@@ -2,6 +2,7 @@
 
 load("@bazel_skylib//lib:unittest.bzl", "analysistest", "asserts")
 load("//export:defs.bzl", "TorchProgramInfo", "torch_export", "torch_program_from_pt2")
+load("//third_party:cxx_compiler_info.bzl", "cxx_compiler_info")
 load(":refusal.bzl", "refusal_test")
 
 # Whatever the caller's shell has, and whatever the machine: a change here changes keys of caches.
@@ -133,6 +134,36 @@ _group_actions_test = analysistest.make(
     attrs = {"mnemonic": attr.string(mandatory = True)},
 )
 
+def _compile_action_test_impl(ctx):
+    env = analysistest.begin(ctx)
+    program = analysistest.target_under_test(env)[TorchProgramInfo].program
+    export, compile = _action(env, "TorchExport"), _action(env, "TorchCompile")
+    graphs = export.outputs.to_list()
+    asserts.equals(env, ["_compiled.graphs.program"], [file.basename for file in graphs])
+    asserts.equals(env, [program], compile.outputs.to_list())
+    asserts.equals(env, [graphs[0].path, program.path], compile.argv[-2:])
+    for argument in [
+        "--compiler=/opt/bin/g++",
+        "--instruction-set=avx512",
+        "--option=max_fusion_size=8",
+        "--when-slower=fail",
+    ]:
+        asserts.true(env, argument in compile.argv, "no %s: %s" % (argument, compile.argv))
+
+    # Another compiler compiles again, and does not trace again; another model does both.
+    compiled_from = [file.short_path for file in compile.inputs.to_list()]
+    asserts.true(env, graphs[0] in compile.inputs.to_list(), "it does not read the graphs")
+    asserts.true(env, "tests/rules/BUILD" in compiled_from, "the compiler's files are no inputs")
+    asserts.false(env, "tests/rules/model.py" in compiled_from, "the model is an input")
+    asserts.false(env, "--compiler=/opt/bin/g++" in export.argv)
+
+    # Not what an export has: code is tried with the instruction set that it is made for.
+    asserts.false(env, "ATEN_CPU_CAPABILITY" in compile.env)
+    asserts.equals(env, "/usr/local/bin:/usr/bin:/bin", compile.env["PATH"])
+    return analysistest.end(env)
+
+_compile_action_test = analysistest.make(_compile_action_test_impl)
+
 # Refusals -----------------------------------------------------------------------------------
 
 def _file_as_program_impl(ctx):
@@ -206,11 +237,26 @@ def _refusals(name):
         src = "model.py",
         tags = ["manual"],
     )
+    cxx_compiler_info(
+        name = "_no_compiler",
+        path = "",
+        problem = "there is none; install it",
+        tags = ["manual"],
+    )
+    torch_export(
+        name = "_compiled_without",
+        compile = "aot_inductor",
+        cxx_compiler = ":_no_compiler",
+        entry_point = "tests.rules.model:export_spec",
+        model = ":model",
+        tags = ["manual"],
+    )
     _file_as_program(
         name = "_file_as_program",
         tags = ["manual"],
     )
     for case, expected in {
+        "compiled_without": "torch_export //tests/rules:_compiled_without: compile = \"aot_inductor\" needs a C++ compiler, and there is none; install it",
         "file_as_program": "the program tests/rules/_file_as_program is no directory: make it with ctx.actions.declare_directory",
         "no_archive": "does not produce any torch_program_from_pt2 src files (expected .pt2)",
         "operators_of_archive": "//tests/rules:_operators_of_archive: custom_ops has //tests/rules:no_python, which is no Python library",
@@ -279,7 +325,28 @@ def export_rule_test_suite(*, name):
         name = name + "_conversion_action",
         target_under_test = ":_converted",
     )
-    tests += [name + "_export_action", name + "_conversion_action"]
+    cxx_compiler_info(
+        name = "_compiler",
+        files = ["BUILD"],
+        path = "/opt/bin/g++",
+        tags = ["manual"],
+    )
+    torch_export(
+        name = "_compiled",
+        compile = "aot_inductor",
+        compile_options = {"max_fusion_size": "8"},
+        cxx_compiler = ":_compiler",
+        entry_point = "tests.rules.model:export_spec",
+        instruction_sets = ["avx512"],
+        model = ":model",
+        tags = ["manual"],
+        when_slower = "fail",
+    )
+    _compile_action_test(
+        name = name + "_compile_action",
+        target_under_test = ":_compiled",
+    )
+    tests += [name + "_export_action", name + "_conversion_action", name + "_compile_action"]
     native.test_suite(
         name = name,
         tests = tests + _refusals(name),
