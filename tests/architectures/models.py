@@ -14,7 +14,8 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from slipway.export import ExportSpec
-from slipway.tests.architectures.scanned_mamba import ScannedMamba
+
+from .scanned_mamba import ScannedMamba
 
 __all__ = ["ARCHITECTURES"]
 

@@ -136,7 +136,7 @@ def running_rule_test_suite(*, name):
     _main_test(
         name = name + "_server_main",
         contains = [
-            "[\"--port=0\",\"--custom-ops=tests.rules.operators\",\"--custom-ops=tests.rules.other_operators\"]",
+            "[\"--compiled=auto\",\"--port=0\",\"--custom-ops=tests.rules.operators\",\"--custom-ops=tests.rules.other_operators\"]",
             "Starts //tests/rules:_server.",
         ],
         target_under_test = ":_server.main",
