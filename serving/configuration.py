@@ -279,8 +279,8 @@ class MonitoringSettings:
     metrics: bool = setting(True, "whether metrics and the status page are served over HTTP")
     metrics_port: int | None = count(
         None,
-        "where they are served, on the same host; 0 for any that is free. Not set: 8002, or 0 if "
-        "`port` is 0",
+        "where they are served, on the same host; 0 for any that is free. Not set: 8002, or "
+        "another if that is taken or `port` is 0",
         metavar="PORT",
         minimum=0,
         maximum=65535,

@@ -93,15 +93,15 @@ def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
     server = make_server(
         settings, security.authorizer, on_device_failure, log, shares_port=is_worker
     )
-    if settings.monitoring.metrics:
-        _start_monitoring(server, settings)
     host, port, credentials = settings.server.host, settings.server.port, security.credentials
     if settings.server.processes > 1:
         # Clients are not to reach one of them that is loading, while others could answer.
+        _start_monitoring(server, settings)
         count = server.load(stop.is_set)
         address = server.start(host, port, credentials)
     else:
         address = server.start(host, port, credentials)
+        _start_monitoring(server, settings)
         count = server.load(stop.is_set)
     if count or (settings.repository.model_control == "explicit" and not stop.is_set()):
         print(f"slipway: serving {count} programs at {address}", flush=True)
@@ -126,11 +126,17 @@ def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
 
 
 def _start_monitoring(server: InferenceServer, settings: Configuration) -> None:
-    port = settings.monitoring.metrics_port
+    if not settings.monitoring.metrics:
+        return
+    given = settings.monitoring.metrics_port
+    port = given
     if port is None:
         port = _METRICS_PORT if settings.server.port else 0
     # Each of several processes has numbers of its own, and so a port, from this one on.
-    ports = range(port, port + (settings.server.processes if port else 1))
+    ports = list(range(port, port + (settings.server.processes if port else 1)))
+    if given is None and port:
+        # Nobody asked for these: a second server on the host takes any other.
+        ports.append(0)
     for candidate in ports:
         try:
             address = server.start_monitoring(settings.server.host, candidate)
@@ -138,7 +144,8 @@ def _start_monitoring(server: InferenceServer, settings: Configuration) -> None:
             if candidate == ports[-1]:
                 raise
         else:
-            _LOGGER.info("metrics and the status page are at http://%s", address)
+            level = logging.WARNING if port and not candidate else logging.INFO
+            _LOGGER.log(level, "metrics and the status page are at http://%s", address)
             return
 
 

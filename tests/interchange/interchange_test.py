@@ -136,9 +136,11 @@ def test_a_note_says_that_torch_does_not_look_at_sizes_0_and_1() -> None:
 
     # This is torch's own: it lets 1 in, and gives something else than the model.
     torch.testing.assert_close(trace(1).module()(torch.ones(1)), torch.full((1,), 2.0))
-    (note,) = from_exported_program(trace(1)).contract.notes
-    assert note.startswith("x_0 may be 1, since torch says so")
-    assert from_exported_program(trace(2)).contract.notes == ()
+    notes = from_exported_program(trace(1)).contract.notes
+    assert any(note.startswith("x_0 may be 1, since torch says so") for note in notes)
+    # With 2 for its minimum there is nothing to warn of.
+    (note,) = from_exported_program(trace(2)).contract.notes
+    assert note.startswith("calls are not joined over 'x_0'")
 
 
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
