@@ -16,6 +16,7 @@ from slipway.tests.serving.server_process import ServerProcess
 SERVING = health_pb2.HealthCheckResponse.SERVING
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 IMPLEMENTED = {
+    "LogSettings",
     "ServerLive",
     "ServerReady",
     "ModelReady",
@@ -59,6 +60,7 @@ def test_server_metadata_names_only_what_is_implemented(client: InferenceServerC
     assert metadata.version
     assert list(metadata.extensions) == [
         "binary_tensor_data",
+        "logging",
         "model_configuration",
         "model_repository",
         "statistics",
