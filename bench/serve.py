@@ -195,9 +195,8 @@ def _closed(
     figures = Figures()
     for number in range(options.rounds):
         for subject in options.models:
-            sizes = [1]
-            if _batches(address, subject):
-                sizes += [2**power for power in range(1, 6) if 2**power <= max(options.connections)]
+            largest = min(_largest_batch(address, subject), max(options.connections))
+            sizes = [2**power for power in range(6) if 2**power <= largest]
             for size, callers in itertools.product(sizes, {1, options.threads}):
                 answer = worker.ask(
                     time=subject, batch=size, callers=callers, seconds=options.seconds / 6
@@ -218,11 +217,12 @@ def _closed(
     return figures
 
 
-def _batches(address: str, model: str) -> bool:
-    """Returns whether the server says that it batches a model's requests."""
+def _largest_batch(address: str, model: str) -> int:
+    """Returns how many rows of a model's requests the server puts together, at most."""
     request = protocol.ModelConfigRequest(name=model).SerializeToString()
     response = call(address, INFER.replace("ModelInfer", "ModelConfig"), request)
-    return protocol.ModelConfigResponse.FromString(response).config.HasField("dynamic_batching")
+    config = protocol.ModelConfigResponse.FromString(response).config
+    return config.max_batch_size if config.HasField("dynamic_batching") else 1
 
 
 def _open(options: argparse.Namespace, systems: dict[str, System], figures: Figures) -> Load:
