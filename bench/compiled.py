@@ -65,7 +65,7 @@ def _speeds(name: str) -> tuple[dict[str, float], float]:
     program = load(program_path(name))
     load_ms = elapsed(lambda: use_compiled(program, program_path(name))) * 1e3
     method = program.methods["forward"]
-    code = method.code
+    code = method.engine
     model = model_of(name, dict(program.weights))
     inputs = row(name)
     use_graphs(program)

@@ -30,7 +30,7 @@ def _engines(name: str, batch: int) -> dict[str, _Run]:
     program = load(program_path(name))
     method = program.methods["forward"]
     use_compiled(program, program_path(name))
-    code = method.code
+    code = method.engine
     assert code is not None
     use_graphs(program)
     model = model_of(name, dict(program.weights))

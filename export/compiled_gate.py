@@ -52,7 +52,7 @@ def check_compiled(program: Program, directory: Path, methods: Sequence[str]) ->
         expected = [_run(method, tensors) for _, tensors in calls]
         use_compiled(program, directory)
         try:
-            code = method.code
+            code = method.engine
             assert code is not None
             compared = 0
             for (where, tensors), answers in zip(calls, expected, strict=True):
@@ -142,7 +142,7 @@ def measure_speed(program: Program, directory: Path, name: str, *, rounds: int =
     _, tensors = next(example_calls(program, name))
     method = program.methods[name]
     use_compiled(program, directory)
-    code = method.code
+    code = method.engine
     results: dict[str, list[float]] = {"graph": [], "compiled": []}
     with torch.inference_mode():
         for number in range(rounds + 2):

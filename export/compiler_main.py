@@ -64,7 +64,7 @@ def _check(program_directory: Path, target: str, options: argparse.Namespace) ->
     """Compares what was compiled with the graphs, and says where it is slower."""
     program = load(program_directory)
     used = use_compiled(program, program_directory)
-    compiled = [name for name, method in program.methods.items() if method.code is not None]
+    compiled = [name for name, method in program.methods.items() if method.engine is not None]
     use_graphs(program)
     if used.target != target:
         raise CompilationError(f"{target} was made, and {used.target} would be used")

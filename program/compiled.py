@@ -32,6 +32,7 @@ __all__ = [
     "torch_release",
     "use_compiled",
     "use_graphs",
+    "without_compiled",
 ]
 
 COMPILED_DIRECTORY = "compiled"
@@ -115,9 +116,18 @@ def use_compiled(program: Program, directory: str | Path, *, concurrency: int = 
 
 
 def use_graphs(program: Program) -> None:
-    """Has a program's methods run their graphs again."""
+    """Has a program's methods run their graphs in Python again."""
     for method in program.methods.values():
         method.use(None)
+
+
+def without_compiled(program: Program) -> list[str]:
+    """Returns the methods that do not run compiled code."""
+    return [
+        name
+        for name, method in program.methods.items()
+        if not isinstance(method.engine, NativeCode)
+    ]
 
 
 def _options(target: pb.CompiledTarget) -> list[str]:

@@ -7,7 +7,8 @@ SlipwayError
 │   ├── UnsupportedVersionError  written by a newer Slipway
 │   ├── OperatorMismatchError    an operator is not allowed, not there, or has changed
 │   ├── CaseFailedError          it does not do here what it did where it was made
-│   └── CompiledCodeError        its compiled code cannot be used here; its graph can
+│   ├── CompiledCodeError        its compiled code cannot be used here; its graph can
+│   └── NotInterpretableError    torch's interpreter cannot run a graph; Python can
 ├── ContractViolation            a call's shapes, dtypes or names break the contract
 └── DataViolation                a call's values break what the model asserts of them
 """
@@ -24,6 +25,7 @@ __all__ = [
     "CorruptProgramError",
     "DataViolation",
     "DigestMismatchError",
+    "NotInterpretableError",
     "OperatorMismatchError",
     "ProgramError",
     "SlipwayError",
@@ -102,6 +104,10 @@ class CaseFailedError(ProgramError):
 
 class CompiledCodeError(ProgramError):
     """A program has no compiled code that can be used here."""
+
+
+class NotInterpretableError(ProgramError):
+    """Torch's interpreter has no place for something in a graph, which Python can run."""
 
 
 class ContractViolation(SlipwayError):

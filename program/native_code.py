@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from slipway.program.engine import EngineFailure
 from slipway.program.errors import CompiledCodeError
 
-__all__ = ["NativeCode", "NativeCodeFailure"]
+__all__ = ["NativeCode"]
 
 _Handle = ctypes.c_void_p
 
@@ -34,10 +35,6 @@ _capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 _new_capsule = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-
-
-class NativeCodeFailure(Exception):
-    """A call of native code failed; what torch says is in the text."""
 
 
 class _Constant(ctypes.Structure):
@@ -114,7 +111,7 @@ class NativeCode:
           tensors: the method's tensor inputs, found legal by its contract.
 
         Raises:
-          NativeCodeFailure: it refused the tensors' values, or failed.
+          EngineFailure: it refused the tensors' values, or failed.
         """
         # The code knows the strides of fresh tensors only.
         plain = [
@@ -126,7 +123,7 @@ class NativeCode:
         inputs = self._input_handles(*_handles_of(plain))
         outputs = self._output_handles()
         if self._run(self._container, inputs, self._inputs, outputs, self._outputs, None, None):
-            raise NativeCodeFailure(_last_error(self._library))
+            raise EngineFailure(_last_error(self._library))
         return _tensors_of(list(outputs))
 
     def _constants(self, weights: Mapping[str, torch.Tensor]) -> dict[bytes, torch.Tensor]:

@@ -16,6 +16,7 @@ from slipway.program.cases import Case, read_cases, write_cases
 from slipway.program.container import Container, read_container, write_container
 from slipway.program.contract import DEFAULT_METHOD, Contract
 from slipway.program.contract_codec import contract_to_proto
+from slipway.program.engine import Engine, EngineFailure
 from slipway.program.errors import (
     CompiledCodeError,
     ContractViolation,
@@ -25,7 +26,6 @@ from slipway.program.errors import (
 )
 from slipway.program.graph_codec import graph_from_proto
 from slipway.program.mutation import possibly_mutated_inputs
-from slipway.program.native_code import NativeCode, NativeCodeFailure
 from slipway.program.scalar_types import ScalarType
 from slipway.program.shards import Verification
 from slipway.program.torch_types import is_fresh
@@ -63,7 +63,7 @@ class Method:
         self.device = device
         self._graph_module = module
         self._forward = self._graph_module.forward
-        self._code: NativeCode | None = None
+        self._engine: Engine | None = None
         _check_outputs(contract, graph)
         # The graph's inputs in its own order: weights in place, and where the call's tensors go.
         self._template: list[torch.Tensor | None] = []
@@ -96,16 +96,21 @@ class Method:
         return self._graph_module
 
     @property
-    def code(self) -> NativeCode | None:
-        """Returns the native code that calls run; None where they run the graph."""
-        return self._code
+    def weights(self) -> dict[int, torch.Tensor]:
+        """Returns the weights that the graph takes, by which of its inputs they are."""
+        return {place: weight for place, weight in enumerate(self._template) if weight is not None}
 
-    def use(self, code: NativeCode | None) -> None:
-        """Has calls run native code from now on, or the graph if there is none."""
-        self._code = code
+    @property
+    def engine(self) -> Engine | None:
+        """Returns what calls run; None where Python runs the graph."""
+        return self._engine
+
+    def use(self, engine: Engine | None) -> None:
+        """Has calls run an engine from now on, or the graph in Python if there is none."""
+        self._engine = engine
 
     def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Runs the graph, or its compiled code, on tensors that are known to satisfy the contract.
+        """Runs the method on tensors that are known to satisfy the contract.
 
         Args:
           tensors: one for each of `contract.tensor_inputs`, in that order, on the method's device.
@@ -116,24 +121,24 @@ class Method:
         return [value for value in self._execute(tensors) if isinstance(value, torch.Tensor)]
 
     def _execute(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
-        # Native code keeps no record for gradients.
-        if self._code is None or (
+        # Engines keep no record for gradients.
+        if self._engine is None or (
             torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         ):
-            return self._interpret(tensors)
+            return self._run_graph(tensors)
         try:
-            return tuple(self._code.run(tensors))
-        except NativeCodeFailure as error:
+            return tuple(self._engine.run(tensors))
+        except EngineFailure as error:
             # It may be the values' fault, and the graph says more about those.
-            results = self._interpret(tensors)
+            results = self._run_graph(tensors)
             _LOGGER.warning(
-                "compiled code of method '%s' failed where the graph does not: %s",
+                "the engine of method '%s' failed where its graph does not: %s",
                 self.contract.method,
                 error,
             )
             return results
 
-    def _interpret(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+    def _run_graph(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
         arguments = self._template.copy()
         for place, position in self._places:
             arguments[place] = tensors[position]
@@ -155,7 +160,7 @@ class Method:
         """
         tensors, binding = self._checked_tensors(args, kwargs)
         values = self._execute(tensors)
-        if self._code is not None:
+        if self._engine is not None:
             self._check_promised(values, binding)
         results = iter(values)
         return self.contract.output_tree.unflatten(
@@ -200,9 +205,10 @@ class Method:
         return tensors, binding
 
     def _check_promised(self, values: Sequence[Any], binding: tuple[int, ...]) -> None:
-        """Raises CompiledCodeError unless native code gave what the contract promises."""
+        """Raises CompiledCodeError unless an engine gave what the contract promises."""
         promised = self.contract.output_shapes(binding)
-        for value, (name, shape) in zip(values, promised.items(), strict=True):
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        for value, (name, shape) in zip(tensors, promised.items(), strict=True):
             if len(shape) != value.dim() or any(
                 size not in (None, actual) for size, actual in zip(shape, value.shape, strict=True)
             ):

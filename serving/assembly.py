@@ -7,8 +7,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from slipway.program.custom_ops import CustomOpsError, load_custom_ops
 from slipway.serving.authorization import Authorizer
 from slipway.serving.configuration import Configuration, ModelSettings, SchedulingSettings
@@ -19,6 +17,7 @@ from slipway.serving.loader import CompiledUse, Loader
 from slipway.serving.logs import LogControl
 from slipway.serving.model import Environment
 from slipway.serving.observation import RequestObserver
+from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.serving.scheduler import MemoryBudget, SchedulingOptions
 from slipway.serving.server import InferenceServer
@@ -26,6 +25,10 @@ from slipway.serving.shared_memory import SharedMemoryRegions
 from slipway.serving.versions import VersionPolicy
 
 __all__ = ["make_server"]
+
+_MOST_INSTANCES = 8
+"""Of a model on the host, unless the configuration says so: more of them use more processors each
+instead, and many models do not take many threads each."""
 
 _COMPILED: dict[str, CompiledUse] = {"never": "never", "auto": "auto", "require": "require"}
 
@@ -56,8 +59,8 @@ def make_server(
         custom_ops = load_custom_ops(settings.custom_ops)
     except CustomOpsError as error:
         raise StartupError(str(error), exit_code=2) from error
-    share = configuration.scheduling.instances * settings.processes
-    torch.set_num_threads(settings.threads or max(1, _processors() // share))
+    processors = max(1, _processors() // settings.processes)
+    instances = min(processors, _MOST_INSTANCES) if device.type == "cpu" else 1
     mode = ControlMode(files.model_control)
     models = configuration.models
     repository = Repository(
@@ -74,16 +77,21 @@ def make_server(
     loader = Loader(
         device,
         Environment(
-            _options(configuration.scheduling, ModelSettings()),
+            _options(configuration.scheduling, ModelSettings(), instances),
             MemoryBudget(settings.max_request_bytes),
             on_device_failure,
-            {name: _options(configuration.scheduling, model) for name, model in models.items()},
+            {
+                name: _options(configuration.scheduling, model, instances)
+                for name, model in models.items()
+            },
+            Processors(processors, settings.threads or None),
         ),
         custom_ops=custom_ops,
         verification="sizes" if files.verify == "sizes" else "full",
         snapshot=mode is not ControlMode.FIXED,
         swaps=files.when_memory_is_short == "swap",
         compiled=_COMPILED[files.compiled],
+        graph_engine="python" if files.graph_engine == "python" else "interpreter",
     )
     return InferenceServer(
         repository,
@@ -115,7 +123,9 @@ def _observer(configuration: Configuration) -> RequestObserver | None:
     return RequestObserver(share, tracer)
 
 
-def _options(general: SchedulingSettings, model: ModelSettings) -> SchedulingOptions:
+def _options(
+    general: SchedulingSettings, model: ModelSettings, instances: int
+) -> SchedulingOptions:
     own = {
         item.name: value
         for item in dataclasses.fields(general)
@@ -123,7 +133,7 @@ def _options(general: SchedulingSettings, model: ModelSettings) -> SchedulingOpt
     }
     settings = dataclasses.replace(general, **own)
     return SchedulingOptions(
-        instances=settings.instances,
+        instances=settings.instances or instances,
         max_batch_size=settings.max_batch_size,
         batch_delay=settings.batch_delay_ms / 1000,
         max_queue_requests=settings.max_queue_requests,

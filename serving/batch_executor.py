@@ -73,11 +73,19 @@ class BatchExecutor:
         """Returns what messages call the model."""
         return self._instance.subject
 
-    def execute(self, batch: Sequence[PendingRequest]) -> None:
+    def execute(
+        self, batch: Sequence[PendingRequest], *, is_quick: bool = False
+    ) -> StageTimes | None:
         """Runs requests that can share a batch, and answers each of them.
+
+        Returns how long that took; None if it failed.
 
         A batch that fails is run again one by one, so that a request with values that the model
         cannot take fails alone.
+
+        Args:
+          batch: the requests.
+          is_quick: whether the model takes less time than it takes to wake a thread.
 
         Raises:
           ResourceExhaustedError: there was no memory for them together; each was answered all the
@@ -91,7 +99,7 @@ class BatchExecutor:
             if pending.record is not None:
                 pending.record.ran(started, times, rows, len(batch))
         try:
-            results = self._run(batch, times)
+            results = self._run(batch, times, is_quick)
         except DeviceError as error:
             for pending in batch:
                 self.fail(pending, error)
@@ -112,7 +120,7 @@ class BatchExecutor:
             for pending in done:
                 if pending.record is not None:
                     pending.record.finish(None)
-            return
+            return times
         if len(batch) > 1:
             _LOGGER.info("%s: running %d requests one by one", self.subject, len(batch))
             for index, pending in enumerate(batch):
@@ -124,11 +132,12 @@ class BatchExecutor:
                     raise
             if isinstance(failure, ResourceExhaustedError):
                 raise failure
-            return
+            return None
         if not isinstance(failure, ServingError):
             _LOGGER.error("%s failed", self.subject, exc_info=failure)
             failure = InternalError(f"{self.subject} failed; the server's log has the cause")
         self.fail(batch[0], failure)
+        return None
 
     @property
     def recent_bindings(self) -> list[tuple[int, ...]]:
@@ -201,7 +210,9 @@ class BatchExecutor:
         pending.reply.respond(message)
         return True
 
-    def _run(self, batch: Sequence[PendingRequest], times: StageTimes) -> list[_Results]:
+    def _run(
+        self, batch: Sequence[PendingRequest], times: StageTimes, is_quick: bool
+    ) -> list[_Results]:
         started = time.monotonic()
         binding = self._binding(batch)
         if binding not in self._recent:
@@ -211,7 +222,7 @@ class BatchExecutor:
                 self._recent[binding] = None
         tensors = self._inputs(batch, binding)
         staged = time.monotonic()
-        outputs = self._instance.run(tensors)
+        outputs, times.processor = self._instance.run(tensors, may_divide=not is_quick)
         times.input, times.compute = staged - started, time.monotonic() - staged
         self._check(outputs, binding)
         if len(batch) == 1:

@@ -50,7 +50,7 @@ class ServerSettings:
     device: str = setting("cpu", "`cpu`, `cuda:N`, or `auto`")
     threads: int = count(
         0,
-        "processor threads of an instance; 0 for the processors, divided by the instances",
+        "processors that each batch uses; 0 for all if it runs alone, and else one",
         minimum=0,
         maximum=1024,
     )
@@ -127,14 +127,23 @@ class RepositorySettings:
         "served",
         choices=("never", "auto", "require"),
     )
+    graph_engine: str = setting(
+        "interpreter",
+        "what runs graphs: torch's interpreter, side by side on several processors, or Python, "
+        "whose tracebacks say more",
+        choices=("interpreter", "python"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulingSettings:
     """How the requests of each model are run; `[models.NAME]` can say otherwise."""
 
-    instances: int = count(
-        1, "batches that run at the same time; they share the weights", maximum=1024
+    instances: int | None = count(
+        None,
+        "batches that run at the same time, and share the weights; unless said, one for each "
+        "processor, up to 8, or one on a GPU",
+        maximum=1024,
     )
     max_batch_size: int = count(64, "rows of a batch of several requests, at most", metavar="ROWS")
     batch_delay_ms: float = setting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -16,6 +17,7 @@ from slipway.serving.errors import (
     ResourceExhaustedError,
     ServingError,
 )
+from slipway.serving.processors import Processors
 
 __all__ = ["Instance"]
 
@@ -35,17 +37,25 @@ class Instance:
       device: where the program's weights lie.
     """
 
-    def __init__(self, subject: str, method: Method, device: torch.device) -> None:
+    def __init__(
+        self, subject: str, method: Method, device: torch.device, processors: Processors
+    ) -> None:
         self.subject = subject
         self.device = device
         self._method = method
+        self._processors = processors
 
-    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def run(
+        self, tensors: Sequence[torch.Tensor], *, may_divide: bool = True
+    ) -> tuple[list[torch.Tensor], float]:
         """Returns the method's tensor outputs for `tensors`, on the host.
+
+        Beside them, the seconds of processors that it took.
 
         Args:
           tensors: the tensor inputs in the contract's order, on the host, found legal by the
             contract.
+          may_divide: whether it takes long enough for several processors to be of use.
 
         Raises:
           InvalidRequestError: the model cannot take these values.
@@ -54,13 +64,16 @@ class Instance:
           InternalError: the model failed.
         """
         try:
-            with torch.inference_mode():
-                placed = [tensor.to(self.device) for tensor in tensors]
-                return [tensor.to("cpu") for tensor in self._method.run(placed)]
+            return self._processors.run(partial(self._run, tensors), may_divide=may_divide)
         except DataViolation as error:
             raise InvalidRequestError(f"{self.subject} refused the request: {error}") from error
         except (MemoryError, RuntimeError, IndexError, ValueError) as error:
             raise self._translated(error) from error
+
+    def _run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            placed = [tensor.to(self.device) for tensor in tensors]
+            return [tensor.to("cpu") for tensor in self._method.run(placed)]
 
     def release(self) -> None:
         """Lets go of the program; no call may come any more."""

@@ -15,6 +15,7 @@ from slipway.serving.errors import (
     ServingError,
 )
 from slipway.serving.instance import Instance
+from slipway.serving.processors import Processors
 
 
 class FakeMethod:
@@ -31,11 +32,11 @@ class FakeMethod:
 
 
 def instance_of(method: FakeMethod) -> Instance:
-    return Instance("model 'm' version 1", cast(Method, method), torch.device("cpu"))
+    return Instance("model 'm' version 1", cast(Method, method), torch.device("cpu"), Processors(1))
 
 
 def test_outputs_come_in_order() -> None:
-    one, two = instance_of(FakeMethod()).run([torch.eye(2), torch.eye(3)])
+    (one, two), _ = instance_of(FakeMethod()).run([torch.eye(2), torch.eye(3)])
     assert one.shape == (2, 2)
     assert two.shape == (3, 3)
 

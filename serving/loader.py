@@ -9,24 +9,29 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from slipway.program import Program, ProgramError, load, verify
-from slipway.program.compiled import Execution, use_compiled, use_graphs
+from slipway.program.compiled import Execution, use_compiled, use_graphs, without_compiled
 from slipway.program.errors import CompiledCodeError
+from slipway.program.interpreter import use_interpreter
 from slipway.program.shards import Verification
 from slipway.serving.memory import available_memory
 from slipway.serving.model import Environment, Model, models_of
 from slipway.serving.signature import SignatureError
 from slipway.serving.versions import weights_size
 
-__all__ = ["CompiledUse", "LoadError", "Loader"]
+__all__ = ["CompiledUse", "GraphEngine", "LoadError", "Loader"]
 
 CompiledUse = Literal["never", "auto", "require"]
 """Whether compiled code of programs runs: not at all, where it can, or instead of not serving."""
+
+GraphEngine = Literal["interpreter", "python"]
+"""What runs graphs: torch's interpreter, or Python, which can be looked at and is slower."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -62,6 +67,7 @@ class Loader:
       swaps: whether a version that does not fit beside the one that it replaces is loaded after
         that one has gone, so that for a while there is none; else it is not loaded.
       compiled: whether compiled code of programs runs, with all rights of this process.
+      graph_engine: what runs graphs, where it can.
     """
 
     device: torch.device
@@ -71,6 +77,7 @@ class Loader:
     snapshot: bool = False
     swaps: bool = False
     compiled: CompiledUse = "never"
+    graph_engine: GraphEngine = "interpreter"
 
     def lack_of_memory(self, path: Path) -> str:
         """Returns why a version does not fit beside what is loaded, or "" if it does.
@@ -120,8 +127,9 @@ class Loader:
                 verify=self.verification,
                 snapshot=self.snapshot,
             )
-            verify(program)
-            execution = self._choose_execution(program, path, name)
+            execution, _ = self.environment.processors.run(
+                partial(self._choose_execution, program, path, name)
+            )
             _LOGGER.info("model '%s' version %d runs as %s", name, version, execution)
             models = models_of(program, name, version, self.device, self.environment, execution)
             for model in models:
@@ -146,29 +154,48 @@ class Loader:
         return options.instances
 
     def _choose_execution(self, program: Program, path: Path, name: str) -> Execution:
-        """Has a program run compiled code, verified by its cases, where that is wanted and can be.
+        """Has a program run what is fastest of what is wanted, and verifies that by its cases.
 
         Raises:
-          CompiledCodeError, CaseFailedError: it is required, and cannot be used.
+          CompiledCodeError: compiled code is required, and cannot be used.
+          CaseFailedError: nothing that may run gives what the cases say.
         """
-        if self.compiled == "never":
-            return Execution(None, "compiled code is not used (--compiled=never)")
-        try:
-            execution = use_compiled(program, path, concurrency=self._instances(name))
-            verify(program)
-        except ProgramError as error:
-            use_graphs(program)
-            if self.compiled == "require":
-                raise CompiledCodeError(
-                    f"no compiled code can be used, and it is required: {error}"
-                ) from error
-            return Execution(None, _without_paths(str(error), path))
-        missing = [name for name, method in program.methods.items() if method.code is None]
-        if missing and self.compiled == "require":
-            raise CompiledCodeError(
-                f"compiled code is required, and there is none of {', '.join(missing)}"
-            )
-        return execution
+        reason = "compiled code is not used (--compiled=never)"
+        if self.compiled != "never":
+            if self.graph_engine == "interpreter":
+                use_interpreter(program)  # for methods that are not compiled
+            try:
+                execution = use_compiled(program, path, concurrency=self._instances(name))
+                verify(program)
+            except ProgramError as error:
+                use_graphs(program)
+                if self.compiled == "require":
+                    raise CompiledCodeError(
+                        f"no compiled code can be used, and it is required: {error}"
+                    ) from error
+                reason = _without_paths(str(error), path)
+            else:
+                missing = without_compiled(program)
+                if missing and self.compiled == "require":
+                    raise CompiledCodeError(
+                        f"compiled code is required, and there is none of {', '.join(missing)}"
+                    )
+                return execution
+        return Execution(None, f"{reason}; {self._use_graphs(program, name)}")
+
+    def _use_graphs(self, program: Program, name: str) -> str:
+        """Has a program run its graphs, verified by its cases, and returns by what."""
+        if self.graph_engine == "interpreter":
+            left = use_interpreter(program)
+            try:
+                verify(program)
+            except ProgramError as error:
+                _LOGGER.warning("model '%s' is run by Python, not the interpreter: %s", name, error)
+                use_graphs(program)
+            else:
+                return f"run by Python: {', '.join(left)}" if left else "run by torch's interpreter"
+        verify(program)
+        return "run by Python"
 
 
 def _load_error(error: Exception, path: Path, name: str, version: int) -> LoadError:

@@ -12,8 +12,10 @@ import torch
 
 from slipway.program import DEFAULT_METHOD, Contract, Program
 from slipway.program.compiled import Execution
+from slipway.program.native_code import NativeCode
 from slipway.serving.batch_executor import BatchExecutor
 from slipway.serving.instance import Instance
+from slipway.serving.processors import Processors
 from slipway.serving.scheduler import MemoryBudget, Scheduler, SchedulingOptions
 from slipway.serving.signature import Signature
 from slipway.serving.statistics import ModelStatistics
@@ -34,12 +36,14 @@ class Environment:
       model_options: of models for which it is something else, by their name.
       memory: for the requests of all models.
       on_device_failure: called when a device fails for good.
+      processors: that batches run on.
     """
 
     options: SchedulingOptions = field(default_factory=SchedulingOptions)
     memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(sys.maxsize))
     on_device_failure: Callable[[], None] = _nothing
     model_options: Mapping[str, SchedulingOptions] = field(default_factory=dict)
+    processors: Processors = field(default_factory=lambda: Processors(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,8 @@ class Model:
           binding: the values of the contract's symbols for the request.
 
         Returns:
-          The size of the batch dimension, and the values of the other symbols; None instead of
-          these if the request runs alone.
+          The size of the batch dimension, and the values of the other symbols but one that can be
+          padded; None instead of these if the request runs alone.
         """
         contract = self.contract
         batching = contract.batching
@@ -97,8 +101,9 @@ class Model:
         if not rows:
             # No rows are a batch of their own: there is nothing to tell them from another's.
             return 0, None
-        for padding in batching.paddings:
-            sizes[padding.symbol] = _size_class(sizes[padding.symbol])
+        for place, padding in enumerate(batching.paddings):
+            # One size may differ by what its batch finds worthwhile; more than one, only by little.
+            sizes[padding.symbol] = _size_class(sizes[padding.symbol]) if place else 0
         return rows, tuple(sizes.values())
 
 
@@ -148,7 +153,9 @@ def models_of(
         own_name = name if plain else f"{name}.{method_name}"
         statistics = ModelStatistics()
         executor = BatchExecutor(
-            Instance(_subject(own_name, version), method, device), method.contract, statistics
+            Instance(_subject(own_name, version), method, device, environment.processors),
+            method.contract,
+            statistics,
         )
         models.append(
             Model(
@@ -164,7 +171,7 @@ def models_of(
                     executor, options, environment.memory, environment.on_device_failure
                 ),
                 execution=execution
-                if method.code is not None or execution.target is None
+                if isinstance(method.engine, NativeCode) or execution.target is None
                 else Execution(None, "the method has no compiled code"),
             )
         )

@@ -42,8 +42,9 @@ class Plan:
       priority: 1 is the most urgent.
       timeout: how long the request may wait to be run, in seconds; 0 for as long as it takes.
       rows: the size of the batch dimension; 1 for a method that is not batched.
-      group: what requests must agree in to share a batch: the values of the other symbols; None for
-        a request that runs alone.
+      row_size: of one row of all inputs, in bytes.
+      group: what requests must agree in to share a batch; None for a request that runs alone. Those
+        that agree in it differ at most in a size that can be padded, and so in their `row_size`.
       binding: the values of all symbols.
       is_routed: whether requests with the same header may go to other versions, by their id.
     """
@@ -58,6 +59,7 @@ class Plan:
     priority: int
     timeout: float
     rows: int
+    row_size: int
     group: tuple[int, ...] | None
     binding: tuple[int, ...]
     is_routed: bool = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +14,12 @@ from slipway.serving.observation import Metadata, RequestRecord, request_id
 from slipway.serving.plan import InferenceRequest
 
 __all__ = ["PendingRequest", "Reply", "RequestQueue", "log_context"]
+
+_LOOK_AHEAD = 256
+"""How many requests may be looked at for one batch."""
+
+_PADDING_SHARE = 0.25
+"""Of a padded request that may be padding, while it is not known what that costs."""
 
 
 class Reply(Protocol):
@@ -62,6 +69,11 @@ class PendingRequest:
         """Returns the size of its batch dimension."""
         return self.request.plan.rows
 
+    @property
+    def row_size(self) -> int:
+        """Returns how many bytes one row of its inputs has."""
+        return self.request.plan.row_size
+
 
 class RequestQueue:
     """Requests by urgency, and among equals by arrival. Whoever shares one guards it with a lock.
@@ -95,20 +107,30 @@ class RequestQueue:
         self._count(pending, -1)
         return True
 
-    def next_batch(self, max_rows: int, is_legal: Callable[[PendingRequest, int], bool]) -> int:
-        """Returns how many rows the next batch would have now. Takes nothing."""
-        return sum(pending.rows for pending in self._batch(max_rows, is_legal))
+    def next_batch(
+        self,
+        max_rows: int,
+        is_legal: Callable[[PendingRequest, int], bool],
+        worth: float | None = None,
+    ) -> int:
+        """Returns how many rows `take` would take."""
+        return sum(pending.rows for pending in self._batch(max_rows, is_legal, worth))
 
     def take(
-        self, max_rows: int, is_legal: Callable[[PendingRequest, int], bool]
+        self,
+        max_rows: int,
+        is_legal: Callable[[PendingRequest, int], bool],
+        worth: float | None = None,
     ) -> list[PendingRequest]:
         """Takes the most urgent request, with those that can run in one batch with it.
 
         Args:
           max_rows: of a batch of more than one request.
           is_legal: whether the model takes a batch of so many rows of requests like this one.
+          worth: how many bytes of padding are worth having one batch less; None to pad no request
+            by more than a quarter.
         """
-        batch = self._batch(max_rows, is_legal)
+        batch = self._batch(max_rows, is_legal, worth)
         for pending in batch:
             self.remove(pending)
         return batch
@@ -125,7 +147,10 @@ class RequestQueue:
             yield from (pending for pending in group if not pending.removed)
 
     def _batch(
-        self, max_rows: int, is_legal: Callable[[PendingRequest, int], bool]
+        self,
+        max_rows: int,
+        is_legal: Callable[[PendingRequest, int], bool],
+        worth: float | None,
     ) -> list[PendingRequest]:
         group = self._first_group()
         if group is None:
@@ -133,11 +158,12 @@ class RequestQueue:
         first = group[0]
         if first.request.plan.group is None:
             return [first]
+        others = [item for item in itertools.islice(group, 1, _LOOK_AHEAD) if not item.removed]
+        if any(pending.row_size != first.row_size for pending in others):
+            others = _worth_padding(first, others, worth)
         batch = [first]
         rows, legal = first.rows, 1
-        for pending in group:
-            if pending is first or pending.removed:
-                continue
+        for pending in others:
             if rows + pending.rows > max_rows:
                 break
             rows += pending.rows
@@ -165,6 +191,42 @@ class RequestQueue:
         self.count += sign
         self.rows += sign * pending.rows
         self.size += sign * pending.request.size
+
+
+def _worth_padding(
+    first: PendingRequest, others: Sequence[PendingRequest], worth: float | None
+) -> list[PendingRequest]:
+    """Returns the requests to run with the first, those that need the least padding before others.
+
+    Args:
+      first: who is in the batch anyway.
+      others: in the order of their arrival, which stays among equals.
+      worth: as in `RequestQueue.take`.
+    """
+    smaller = [pending for pending in others if pending.row_size <= first.row_size]
+    larger = [pending for pending in others if pending.row_size > first.row_size]
+    # The nearest last.
+    smaller.sort(key=lambda pending: (pending.row_size, -pending.arrived))
+    larger.sort(key=lambda pending: (-pending.row_size, -pending.arrived))
+    chosen: list[PendingRequest] = []
+    rows, longest = first.rows, first.row_size
+    while smaller or larger:
+        # A smaller one is padded itself, a larger one has all others padded.
+        below = (longest - smaller[-1].row_size) * smaller[-1].rows if smaller else math.inf
+        above = (larger[-1].row_size - longest) * rows if larger else math.inf
+        source = smaller if below <= above else larger
+        pending, padding = source[-1], min(below, above)
+        bound = worth
+        if bound is None:
+            padded = longest * pending.rows if source is smaller else pending.row_size * rows
+            bound = _PADDING_SHARE * padded
+        if padding > bound:
+            break
+        source.pop()
+        chosen.append(pending)
+        rows += pending.rows
+        longest = max(longest, pending.row_size)
+    return chosen
 
 
 def log_context(reply: Reply, identifier: bytes) -> dict[str, str]:

@@ -156,6 +156,7 @@ class RequestReader:
             priority=priority,
             timeout=timeout,
             rows=rows,
+            row_size=sum(header.size for header in inputs) // max(rows, 1),
             group=group,
             binding=binding,
             is_routed=not request.model_version and self._repository.is_split(request.model_name),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from slipway.serving.batch_executor import BatchExecutor
+from slipway.serving.cost import BatchCost
 from slipway.serving.errors import (
     DeadlineError,
     DeviceError,
@@ -24,6 +25,7 @@ from slipway.serving.errors import (
     UnavailableError,
 )
 from slipway.serving.request_queue import PendingRequest, RequestQueue
+from slipway.serving.statistics import StageTimes
 
 __all__ = ["ClosedError", "MemoryBudget", "Scheduler", "SchedulingOptions"]
 
@@ -35,6 +37,12 @@ another, and while both run they wait for the interpreter lock at every operator
 
 _INLINE_BUDGET_SECONDS = 5e-3
 """How long the receiving thread runs batches before it looks at what has arrived."""
+
+_TINY_SECONDS = 5e-4
+"""A batch that takes less is run by the receiving thread even if others come at the same time."""
+
+_CALM_AFTER = 4
+"""Requests that must have come one at a time for the receiving thread to run longer batches."""
 
 _INLINE_AFTER = 8
 """Batches that must have been measured before."""
@@ -126,7 +134,7 @@ class Scheduler:
         self._on_device_failure = on_device_failure
         self._condition = threading.Condition()
         self._queue = RequestQueue()
-        self._running = self._idle = 0
+        self._running = self._idle = self._calm = 0
         # What the receiving thread took and left to the others; it counts as running.
         self._handed: deque[list[PendingRequest]] = deque()
         self._is_closed = self._is_released = False
@@ -135,6 +143,7 @@ class Scheduler:
         # Of the largest batch that was quick, in bytes.
         self._quick_size = 0
         self._processor_seconds = self._row_seconds = 0.0
+        self._cost = BatchCost()
         self._max_rows = min(options.max_batch_size, executor.max_rows)
         self._threads = [
             threading.Thread(target=self._serve, name=f"instance {index}", daemon=True)
@@ -214,13 +223,18 @@ class Scheduler:
                 if not self.is_inline:
                     self._condition.notify()
                     return False
+                is_calm = not self._running and self._queue.count == 1
+                self._calm = self._calm + 1 if is_calm else 0
                 batch = self._take()
-                if _size(batch) > 2 * self._quick_size:
-                    # How long it takes is not known, and this thread must not be kept for long.
+                if _size(batch) > 2 * self._quick_size or (
+                    self._calm < _CALM_AFTER
+                    and self._cost.seconds(_padded_size(batch)) > _TINY_SECONDS
+                ):
+                    # How long it takes is not known, or there is more to receive meanwhile.
                     self._handed.append(batch)
                     self._condition.notify()
                     return False
-            self._run(batch)
+            self._run(batch, is_quick=True)
             if time.monotonic() > until:
                 return bool(self._queue.count)
 
@@ -282,7 +296,8 @@ class Scheduler:
                 remaining = oldest + self._options.batch_delay - time.monotonic()
                 if (
                     remaining <= 0
-                    or self._queue.next_batch(self._max_rows, self._is_legal) >= self._max_rows
+                    or self._queue.next_batch(self._max_rows, self._is_legal, self._cost.worth)
+                    >= self._max_rows
                 ):
                     return
                 self._condition.wait(remaining)
@@ -295,23 +310,29 @@ class Scheduler:
         return self._queue.count > 0 and self._running < self._options.instances
 
     def _take(self) -> list[PendingRequest]:
-        batch = self._queue.take(self._max_rows, self._is_legal)
+        queue, max_rows = self._queue, self._max_rows
+        free = self._options.instances - self._running
+        if free > 1:
+            # Those that are free are to have something as well, if there is enough of it.
+            share = math.ceil(queue.rows / free)
+            if self._cost.pays_alone(queue.size / free):
+                max_rows = min(max_rows, share)
+        batch = queue.take(max_rows, self._is_legal, self._cost.worth)
         self._running += 1
         return batch
 
     def _is_legal(self, pending: PendingRequest, rows: int) -> bool:
         return self._executor.contract.is_legal(self._executor.binding(pending, rows))
 
-    def _run(self, batch: Sequence[PendingRequest]) -> None:
+    def _run(self, batch: Sequence[PendingRequest], *, is_quick: bool = False) -> None:
         try:
-            started, processor = time.monotonic(), time.thread_time()
+            started = time.monotonic()
             needed = sum(pending.rows for pending in batch) * self._row_seconds
             live = [pending for pending in batch if self._is_wanted(pending, started, needed)]
             if live:
-                self._execute(live)
-                rows = sum(pending.rows for pending in live)
-                processor = time.thread_time() - processor
-                self._measure(time.monotonic() - started, processor, rows, _size(live))
+                times = self._execute(live, is_quick)
+                if times is not None:
+                    self._measure(time.monotonic() - started, times, live)
         finally:
             for pending in batch:
                 self._memory.give_back(pending.request.size)
@@ -320,9 +341,9 @@ class Scheduler:
                 if self._is_closed:
                     self._condition.notify_all()
 
-    def _execute(self, batch: Sequence[PendingRequest]) -> None:
+    def _execute(self, batch: Sequence[PendingRequest], is_quick: bool) -> StageTimes | None:
         try:
-            self._executor.execute(batch)
+            return self._executor.execute(batch, is_quick=is_quick)
         except ResourceExhaustedError as error:
             rows = sum(pending.rows for pending in batch)
             self._max_rows = max(1, min(self._max_rows, rows // 2))
@@ -337,6 +358,7 @@ class Scheduler:
         except Exception:
             # The thread must go on: others wait for it.
             _LOGGER.exception("%s: a batch could not be answered", self._executor.subject)
+        return None
 
     def _is_wanted(self, pending: PendingRequest, now: float, seconds: float) -> bool:
         """Returns whether to run a request, which is answered if not.
@@ -371,17 +393,25 @@ class Scheduler:
         self._memory.give_back(pending.request.size)
         self._executor.forget(pending)
 
-    def _measure(self, seconds: float, processor_seconds: float, rows: int, size: int) -> None:
+    def _measure(
+        self,
+        seconds: float,
+        times: StageTimes,
+        batch: Sequence[PendingRequest],
+    ) -> None:
+        size = _size(batch)
+        rows = sum(pending.rows for pending in batch)
         with self._condition:
-            if processor_seconds < _INLINE_SECONDS:
+            if times.processor < _INLINE_SECONDS:
                 self._quick_size = max(self._quick_size, size)
             elif size <= self._quick_size:
                 self._quick_size = size // 2
+            self._cost.add(_padded_size(batch), times.input + times.compute)
             self._measured += 1
             if self._measured == 1:
                 return  # it made memory and threads ready, and says nothing of the next ones
             share = max(_SMOOTHING, 1 / (self._measured - 1))
-            self._processor_seconds += share * (processor_seconds - self._processor_seconds)
+            self._processor_seconds += share * (times.processor - self._processor_seconds)
             self._row_seconds += share * (seconds / max(rows, 1) - self._row_seconds)
 
     def _wait_seconds(self) -> float:
@@ -392,3 +422,8 @@ class Scheduler:
 def _size(batch: Sequence[PendingRequest]) -> int:
     """Returns how many bytes the requests hold."""
     return sum(pending.request.size for pending in batch)
+
+
+def _padded_size(batch: Sequence[PendingRequest]) -> int:
+    """Returns how many bytes the inputs of a batch have."""
+    return sum(pending.rows for pending in batch) * max(pending.row_size for pending in batch)

@@ -27,11 +27,12 @@ _KEPT_BATCH_SIZES = 1024
 
 @dataclass(slots=True)
 class StageTimes:
-    """Seconds that one batch spent in each stage."""
+    """Seconds that one batch spent in each stage, and what its computation took of processors."""
 
     input: float = 0.0
     compute: float = 0.0
     output: float = 0.0
+    processor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ def test_code_for_something_else_is_not_used(
     program = load(copied)
     with pytest.raises(CompiledCodeError, match=f"{TARGET}: .*{message}"):
         use_compiled(program, copied)
-    assert program.methods["forward"].code is None
+    assert program.methods["forward"].engine is None
 
 
 def test_a_library_outside_the_folder_is_refused(copied: Path) -> None:

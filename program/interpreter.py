@@ -1,0 +1,279 @@
+"""Runs a graph in torch's own interpreter, the one that TorchScript is made of.
+
+Python runs a graph's operators one by one, holding the interpreter lock between them: on small
+tensors that takes as long as the operators do, and threads gain nothing from a second processor.
+Torch's interpreter has no lock. It is built here node by node, never from text, and takes what it
+knows: tensors, integers and lists of them. Other graphs stay with Python.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from slipway.program.cases import AnsweredCase
+from slipway.program.convolutions import prepare_convolutions
+from slipway.program.engine import EngineFailure
+from slipway.program.errors import NotInterpretableError
+from slipway.program.program import Program
+
+__all__ = ["InterpretedGraph", "use_interpreter"]
+
+# What tracing leaves as Python: the name of torch's own operator on integers, and what it gives.
+_INTEGERS: dict[object, tuple[str, type]] = {
+    operator.add: ("aten::add", int),
+    operator.sub: ("aten::sub", int),
+    operator.mul: ("aten::mul", int),
+    operator.floordiv: ("aten::floordiv", int),
+    operator.mod: ("aten::remainder", int),
+    operator.neg: ("aten::neg", int),
+    operator.eq: ("aten::eq", bool),
+    operator.ne: ("aten::ne", bool),
+    operator.lt: ("aten::lt", bool),
+    operator.le: ("aten::le", bool),
+    operator.gt: ("aten::gt", bool),
+    operator.ge: ("aten::ge", bool),
+    torch.sym_max: ("prim::max", int),
+    torch.sym_min: ("prim::min", int),
+}
+_SIZES: dict[object, str] = {
+    torch.ops.aten.sym_size.int: "aten::size",
+    torch.ops.aten.sym_stride.int: "aten::stride",
+    torch.ops.aten.sym_numel.default: "aten::numel",
+}
+
+_Types = torch._C
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def use_interpreter(program: Program) -> list[str]:
+    """Has a program's methods run in torch's interpreter, where it can run them.
+
+    Returns the names of the methods that Python still runs. That is all of them where calls change
+    the program's state: a call that fails is run again by Python, which says more about why.
+    """
+    if program.state:
+        return list(program.methods)
+    left = []
+    for name, method in program.methods.items():
+        try:
+            graph, weights = method.graph_module.graph, method.weights
+            if program.device.type == "cpu":
+                graph, weights = prepare_convolutions(graph, weights)
+            engine = InterpretedGraph(graph, weights)
+            for case in program.cases:
+                if isinstance(case, AnsweredCase) and case.method == name:
+                    engine.run([case.inputs[key] for key in method.contract.tensor_inputs])
+            method.use(engine)
+        except (NotInterpretableError, EngineFailure) as error:
+            _LOGGER.info("method '%s' is run by Python: %s", name, error)
+            left.append(name)
+    return left
+
+
+class InterpretedGraph:
+    """One graph, ready to run. Several threads may run it at the same time."""
+
+    def __init__(self, graph: fx.Graph, constants: Mapping[int, torch.Tensor]) -> None:
+        """Builds it.
+
+        Args:
+          graph: what to run: operators of torch, and arithmetic on integers.
+          constants: for those of its inputs that are always the same, by their positions. Running
+            the graph does not change them.
+
+        Raises:
+          NotInterpretableError: the graph has something else, such as control flow.
+        """
+        # The interpreter knows no constants in an order of oneDNN's own. They are the last inputs.
+        self._packed = [weight for _, weight in sorted(constants.items()) if weight.is_mkldnn]
+        builder = _Builder({k: weight for k, weight in constants.items() if not weight.is_mkldnn})
+        self._function = torch._C._create_function_from_graph("forward", builder.build(graph))
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
+        """Returns what the graph gives. Other threads run meanwhile.
+
+        Args:
+          tensors: for the inputs that are not constant, in order.
+
+        Raises:
+          EngineFailure: an operator failed.
+        """
+        before = torch._C._get_graph_executor_optimize()
+        # What it would do to make the graph faster depends on the first sizes that it sees.
+        torch._C._set_graph_executor_optimize(False)
+        try:
+            result = self._function(*tensors, *self._packed)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            raise EngineFailure(str(error)) from error
+        finally:
+            torch._C._set_graph_executor_optimize(before)
+        return list(result) if isinstance(result, tuple) else [result]
+
+
+class _Builder:
+    def __init__(self, constants: Mapping[int, torch.Tensor]) -> None:
+        self._constants = constants
+        self._graph = torch._C.Graph()
+        # A node of several results has a list of values.
+        self._values: dict[fx.Node, Any] = {}
+
+    def build(self, graph: fx.Graph) -> Any:
+        place = 0
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                constant = self._constants.get(place)
+                if constant is None:
+                    value = self._graph.addInput(f"input_{place}")
+                    value.setType(_Types.TensorType.get())
+                    self._values[node] = value
+                else:
+                    self._values[node] = self._graph.insertConstant(constant)
+                place += 1
+            elif node.op == "call_function":
+                self._values[node] = self._call(node)
+            elif node.op == "output":
+                for result in node.args[0]:
+                    self._graph.registerOutput(self._value(result))
+            else:
+                raise NotInterpretableError(f"the graph has a {node.op} node")
+        return self._graph
+
+    def _call(self, node: fx.Node) -> Any:
+        target: Any = node.target
+        if target is operator.getitem:
+            return self._item(node)
+        if target in _INTEGERS:
+            return self._integer(node)
+        if target in _SIZES:
+            inputs = [self._value(item) for item in node.args]
+            return self._emit(_SIZES[target], inputs, [_Types.IntType.get()])[0]
+        if not isinstance(target, torch._ops.OpOverload) or node.kwargs.keys() - {
+            argument.name for argument in target._schema.arguments
+        }:
+            raise NotInterpretableError(f"it has no operator for {target}")
+        return self._operator(node, target)
+
+    def _operator(self, node: fx.Node, target: torch._ops.OpOverload) -> Any:
+        schema = target._schema
+        wanted = target._overloadname.replace("default", "")
+        inputs = []
+        for place, parameter in enumerate(schema.arguments):
+            if place < len(node.args) and not parameter.kwarg_only:
+                given = node.args[place]
+            elif parameter.name in node.kwargs:
+                given = node.kwargs[parameter.name]
+            else:
+                given = parameter.default_value
+            if _is_tensor(parameter.type) and self._is_number(given):
+                # Python makes such a number a tensor that has no say in the result's dtype, which
+                # is what the overload for numbers does.
+                if wanted != "Tensor" or parameter.name != "other":
+                    raise NotInterpretableError(f"{target} has a number as {parameter.name}")
+                wanted = "Scalar"
+                inputs.append(self._value(given))
+            else:
+                inputs.append(self._argument(given, parameter.type))
+        types = [item.type for item in schema.returns]
+        results = self._emit(schema.name, inputs, types, wanted)
+        return results[0] if len(results) == 1 else results
+
+    def _emit(
+        self, name: str, inputs: Sequence[Any], types: Sequence[Any], overload: str | None = None
+    ) -> list[Any]:
+        call = self._graph.create(name, list(inputs), len(types))
+        results = list(call.outputs())
+        for result, kind in zip(results, types, strict=True):
+            result.setType(kind)
+        self._graph.insertNode(call)
+        found = call.schema()
+        if found == "(no schema)":
+            raise NotInterpretableError(f"it has no {name} for these arguments")
+        if overload is not None:
+            # It goes by the arguments' types, and may have chosen another.
+            chosen = found.partition("(")[0].partition(".")[2]
+            if chosen != overload:
+                raise NotInterpretableError(f"it has {found} instead of {name}.{overload}")
+        return results
+
+    def _item(self, node: fx.Node) -> Any:
+        source, index = node.args
+        assert isinstance(source, fx.Node)
+        value = self._values[source]
+        if isinstance(value, list):
+            return value[index]  # type: ignore[index]
+        element = value.type()
+        if element.kind() != "ListType" or not isinstance(index, int):
+            raise NotInterpretableError("it can only take items of lists")
+        inputs = [value, self._graph.insertConstant(index)]
+        return self._emit("aten::__getitem__", inputs, [element.getElementType()])[0]
+
+    def _integer(self, node: fx.Node) -> Any:
+        name, kind = _INTEGERS[node.target]
+        inputs = [self._value(item) for item in node.args]
+        if any(value.type().kind() != "IntType" for value in inputs):
+            raise NotInterpretableError(f"{name} is not of integers alone")
+        result = _Types.IntType.get() if kind is int else _Types.BoolType.get()
+        return self._emit(name, inputs, [result])[0]
+
+    def _is_number(self, given: Any) -> bool:
+        if isinstance(given, fx.Node):
+            value = self._values[given]
+            return not isinstance(value, list) and value.type().kind() in {"IntType", "FloatType"}
+        return isinstance(given, int | float | complex)
+
+    def _argument(self, given: Any, kind: Any) -> Any:
+        """Returns a value for a parameter of a type."""
+        if kind.kind() == "OptionalType":
+            if given is None:
+                return self._graph.insertConstant(None)
+            kind = kind.getElementType()
+        if kind.kind() == "ListType":
+            element = kind.getElementType()
+            if isinstance(given, fx.Node):
+                return self._value(given)
+            if not isinstance(given, list | tuple):
+                raise NotInterpretableError(f"{given!r} is given for a list")
+            return self._list(given, element)
+        if isinstance(given, fx.Node):
+            return self._value(given)
+        return self._graph.insertConstant(_converted(given, kind.kind()))
+
+    def _list(self, given: Sequence[Any], element: Any) -> Any:
+        has_values = any(isinstance(item, fx.Node) for item in given)
+        if given and not has_values and element.kind() in {"IntType", "FloatType", "BoolType"}:
+            return self._graph.insertConstant([_converted(item, element.kind()) for item in given])
+        items = [self._argument(item, element) for item in given]
+        call = self._graph.create("prim::ListConstruct", items, 1)
+        result = call.output()
+        result.setType(_Types.ListType(element))
+        self._graph.insertNode(call)
+        return result
+
+    def _value(self, given: Any) -> Any:
+        if isinstance(given, fx.Node):
+            value = self._values[given]
+            if isinstance(value, list):
+                raise NotInterpretableError("several results are used as one")
+            return value
+        return self._graph.insertConstant(given)
+
+
+_CONVERSIONS: dict[str, Callable[[Any], Any]] = {"FloatType": float, "BoolType": bool}
+
+
+def _converted(given: Any, kind: str) -> Any:
+    """Returns a constant as a parameter's type wants it: it takes no integer for a float."""
+    if isinstance(given, int | float) and kind in _CONVERSIONS:
+        return _CONVERSIONS[kind](given)
+    return given
+
+
+def _is_tensor(kind: Any) -> bool:
+    return bool(kind.kind() == "TensorType")
