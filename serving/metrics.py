@@ -2,7 +2,7 @@
 
 Nothing is counted here: a scrape reads what the serving path keeps anyway. Every label's value is a
 word of the server's own or the name of a model of the repository, so what clients send cannot make
-new time series.
+new time series. The names of compiled targets come from the repository too.
 """
 
 from __future__ import annotations
@@ -157,7 +157,12 @@ class _ModelCollector(Collector):
         program = InfoMetricFamily("slipway_program", "The program of a version.", labels=_MODEL)
         for model in models:
             program.add_metric(
-                _labels(model), {"digest": model.digest, "device": str(model.device)}
+                _labels(model),
+                {
+                    "digest": model.digest,
+                    "device": str(model.device),
+                    "execution": model.execution.target or "graph",
+                },
             )
         yield program
         snapshots = {_labels(model): model.statistics.snapshot() for model in models}

@@ -137,6 +137,8 @@ def _model(model: Model, history: History, reason: str) -> dict[str, Any]:
         "reason": reason,
         "digest": model.digest,
         "device": str(model.device),
+        "execution": model.execution.target or "graph",
+        "execution_reason": model.execution.reason,
         "load_seconds": model.load_seconds,
         "contract": _contract(model.contract),
         "queue_requests": queued,

@@ -94,6 +94,7 @@ def _details(entry: Mapping[str, Any]) -> str:
             [
                 ["digest", entry["digest"]],
                 ["device", entry["device"]],
+                ["execution", f"{entry['execution']}: {entry['execution_reason']}"],
                 ["loaded in", _seconds(entry["load_seconds"])],
             ],
         )

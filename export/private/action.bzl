@@ -18,7 +18,7 @@ EXPORT_ENV = {
     "PYTHONNOUSERSITE": "1",
 }
 
-# Of rules whose implementations call export_environment.
+# Of rules whose implementations call action_environment or export_environment.
 ENVIRONMENT_ATTRS = {
     "_environment": attr.label(
         default = Label("//export/private:environment"),
@@ -26,19 +26,28 @@ ENVIRONMENT_ATTRS = {
     ),
 }
 
-def export_environment(ctx):
-    """Returns the variables of an action that makes a program.
+def action_environment(ctx, variables):
+    """Returns the variables of an action, with those of //export/private:environment over them.
 
     Args:
       ctx: of a rule with ENVIRONMENT_ATTRS.
+      variables: dict of the action's own.
     """
-    environment = dict(EXPORT_ENV)
+    environment = dict(variables)
     for assignment in ctx.attr._environment[BuildSettingInfo].value:
         name, separator, value = assignment.partition("=")
         if not name or not separator:
             fail("%s is \"%s\"; it must be NAME=VALUE" % (ctx.attr._environment.label, assignment))
         environment[name] = value
     return environment
+
+def export_environment(ctx):
+    """Returns the variables of an action that makes a program.
+
+    Args:
+      ctx: of a rule with ENVIRONMENT_ATTRS.
+    """
+    return action_environment(ctx, EXPORT_ENV)
 
 def import_roots(ctx, target):
     """Returns the folders, from the execution root, that a py_binary with a library would import from.

@@ -2,6 +2,7 @@
 
 load("//program/private:labels.bzl", "label_text")
 load("//third_party:cxx_compiler_info.bzl", "CxxCompilerInfo")
+load(":action.bzl", "action_environment")
 
 COMPILE_ATTRIBUTES = {
     "compile": attr.string(
@@ -55,7 +56,7 @@ def compile_program(ctx, *, graphs, program):
     """Declares the action that writes a program with compiled code beside its graphs.
 
     Args:
-      ctx: of a rule with COMPILE_ATTRIBUTES.
+      ctx: of a rule with COMPILE_ATTRIBUTES and ENVIRONMENT_ATTRS.
       graphs: File: the directory of the program without compiled code.
       program: File: the directory that is written.
     """
@@ -83,5 +84,5 @@ def compile_program(ctx, *, graphs, program):
         arguments = [arguments],
         inputs = depset([graphs], transitive = [compiler.files]),
         outputs = [program],
-        env = _ENV,
+        env = action_environment(ctx, _ENV),
     )

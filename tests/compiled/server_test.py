@@ -15,6 +15,8 @@ from tritonclient.utils import InferenceServerException
 
 from slipway.program import load
 from slipway.tests.compiled.program_path import TARGET, program_path
+from slipway.tests.monitoring.traffic import get
+from slipway.tests.monitoring.watched_server import WatchedServer
 from slipway.tests.serving.server_process import (
     ServerProcess,
     server_command,
@@ -83,6 +85,15 @@ def test_it_serves_without_a_compiler(repository: Path, without_compiler: dict[s
         assert refusal.value.status() == "StatusCode.INVALID_ARGUMENT"
         assert len(_answers(client, _TOKENS, _MARGINS)) == 2
         assert server.stop() == 0
+
+
+def test_metrics_and_the_status_page_say_what_runs(repository: Path, tmp_path: Path) -> None:
+    with WatchedServer(repository, tmp_path / "log", ["--compiled=require"]) as server:
+        metrics, _ = get(server.monitoring + "/metrics")
+        page, _ = get(server.monitoring)
+    (line,) = [line for line in metrics.splitlines() if line.startswith("slipway_program_info{")]
+    assert f'execution="{TARGET}"' in line
+    assert f"{TARGET}: compiled with the usual options" in page
 
 
 def test_another_instruction_set_falls_back_to_the_graph_and_says_so(repository: Path) -> None:

@@ -87,7 +87,8 @@ def test_what_runs_is_named(server: WatchedServer, client: InferenceServerClient
     answer = infer(client, parameters={"slipway_return_program_digest": True}).get_response()
     digest = answer.parameters["slipway_program_digest"].string_param
     scrape = Scrape(server)
-    assert scrape.labels("slipway_program_info") == {**AFFINE, "digest": digest, "device": "cpu"}
+    program = {"digest": digest, "device": "cpu", "execution": "graph"}
+    assert scrape.labels("slipway_program_info") == {**AFFINE, **program}
     assert scrape.labels("slipway_build_info").keys() == {"version", "torch", "python"}
     assert scrape.value("slipway_ready") == 1
     assert scrape.value("slipway_model_load_seconds", **AFFINE) > 0

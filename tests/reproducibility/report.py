@@ -1,4 +1,4 @@
-"""Builds all examples again and again, each time otherwise, and compares every file.
+"""Builds examples and compiled programs again and again, each time otherwise; compares all files.
 
     bazel run //tests/reproducibility:report
 
@@ -22,9 +22,12 @@ from slipway.tests.reproducibility.comparison import differences
 # Programs, contract texts and model repositories, by their rules.
 _RULES = "torch_export|torch_program_from_pt2|torch_contract|torch_model_repository"
 _ARTIFACTS = f"kind('({_RULES}) rule', //examples/... + //tests/reproducibility/...)"
+# Programs with native code beside their graphs, and the attribute that says what can make it.
+_COMPILED = "attr(compile, aot_inductor, //bench/... + //tests/compiled/...)"
+_COMPILER = "attr(path, '.', @cxx_compiler//:compiler)"
 _CONTROLS = "attr(tags, reproducibility_control, //tests/reproducibility/...)"
 
-# A build setting: variables over those with which exports otherwise run.
+# A build setting: variables over those with which exports and compilations otherwise run.
 _VARIABLE = "--//export/private:environment"
 
 # Vector units above those that the export action pins, for the libraries that choose them.
@@ -64,17 +67,18 @@ class Comparison:
         sys.stdout.flush()
 
     def is_captured_alike_with_avx2(self, bazel: Bazel) -> bool:
-        """Whether contracts and graphs stay the same where the pins of vector units are lifted.
+        """Whether contracts, graphs and code stay the same where vector units are not pinned.
 
-        Random weights and the outputs of cases then differ: that is what the pins are for.
+        Random weights and the outputs of cases then differ: that is what the pins are for. Native
+        code holds no weights.
         """
         flag = f"{_VARIABLE}={','.join(f'{name}={value}' for name, value in _AVX2.items())}"
         found = differences(self.expected, _build(bazel, flag)[0])
         print(f"first checkout, pins lifted for AVX2: {len(found)} files differ:")
         print("  " + "\n  ".join(found))
         # A contract's text has the digests of the contract and of the graph, and no others.
-        changed = [name for name in found if name.endswith("_contract.txt")]
-        print(f"  contracts or graphs among them: {len(changed)}", flush=True)
+        changed = [name for name in found if name.endswith(("_contract.txt", ".so"))]
+        print(f"  contracts, graphs or native code among them: {len(changed)}", flush=True)
         return not changed
 
     def unlike_controls(self, actual: Mapping[str, Path]) -> bool:
@@ -89,16 +93,23 @@ def _targets(bazel: Bazel, query: str) -> list[str]:
     return bazel.run("query", query).split()
 
 
+def _compiles(bazel: Bazel) -> bool:
+    """Whether programs with native code can be built: @cxx_compiler asks for the same."""
+    return _has_avx2() and bool(_targets(bazel, _COMPILER))
+
+
 def _build(bazel: Bazel, *flags: str) -> tuple[dict[str, Path], float]:
     """Returns the artifacts, by their path in the output tree, and how long they took."""
-    targets = _targets(bazel, _ARTIFACTS)
+    compiles = _compiles(bazel)
+    targets = _targets(bazel, f"{_ARTIFACTS} + {_COMPILED}" if compiles else _ARTIFACTS)
     start = time.monotonic()
     bazel.run("build", *flags, *targets)
     seconds = time.monotonic() - start
     files = bazel.outputs(targets, *flags)
-    for ending in (".program/program.pb", "/1/program.pb", "_contract.txt"):
+    endings = [".program/program.pb", "/1/program.pb", "_contract.txt"]
+    for ending in endings + (["/compiled.pb", "/method-0.so"] if compiles else []):
         if not any(name.endswith(ending) for name in files):
-            raise SystemExit(f"nothing that was built is called *{ending}: see _RULES")
+            raise SystemExit(f"nothing that was built is called *{ending}: see the queries above")
     return files, seconds
 
 
@@ -129,6 +140,8 @@ def _compare_builds(scratch: Path) -> bool:
     home.mkdir()
 
     with Bazel(first, scratch / "first" / "output_base") as bazel:
+        if not _compiles(bazel):
+            print("compiled programs are left out: they need a C++ compiler (g++) and AVX2")
         files, seconds = _build(bazel)
         comparison = Comparison(
             _keep(files, scratch / "kept"), _keep(_controls(bazel), scratch / "kept")

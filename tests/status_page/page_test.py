@@ -108,7 +108,7 @@ def test_whatever_it_is_told_is_shown_as_text(told: str) -> None:
     page = Page(status_html(document(told)))
     assert {tag for tag, _ in page.tags} <= ELEMENTS
     assert sum(tag == "script" for tag, _ in page.tags) == 1
-    assert "".join(page.texts).count(told) == 14
+    assert "".join(page.texts).count(told) == 16
     assert [attributes["data-model"] for tag, attributes in page.tags if tag == "article"] == [
         told,
         told,
@@ -123,6 +123,9 @@ def test_the_document_is_json_of_the_same(server: WatchedServer) -> None:
         (2, "UNAVAILABLE"),
         (1, "READY"),
     ]
+    ready = status["models"][1]
+    assert ready["execution"] == "graph"
+    assert ready["execution_reason"] == "compiled code is not used (--compiled=never)"
     assert Page(status_html(status)).tags
 
 
@@ -135,6 +138,8 @@ def document(told: str) -> dict[str, Any]:
         "reason": told,
         "digest": told,
         "device": told,
+        "execution": told,
+        "execution_reason": told,
         "load_seconds": 1.0,
         "contract": {
             "inputs": [[told, told]],
