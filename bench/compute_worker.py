@@ -5,8 +5,9 @@ Usage: compute_worker.py REPOSITORY THREADS
 Reads one JSON object a line and answers each with one:
 {"expected": MODEL, "to": FILE}                    writes the outputs for `subjects.inputs`: {}
 {"script": MODEL, "to": FILE}                      writes the eager model as TorchScript: {}
-{"time": MODEL, "batch": N, "callers": C, "seconds": S}
-    calls batches of N for about S seconds from C threads at once, each with its share of THREADS:
+{"time": MODEL, "batch": N, "window": W, "callers": C, "seconds": S}
+    calls batches of N for about S seconds from C threads at once, each with its share of THREADS.
+    Batches are made of W requests at a time, the shortest first, padded to the longest of each:
     {"rate": rows a second, "p50_ms": of a call}
 """
 
@@ -17,12 +18,14 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from examples.encoder import model as encoder
 from examples.mlp import model as mlp
@@ -42,11 +45,14 @@ class _Model:
         with torch.inference_mode():
             return [self._program(*call).numpy() for call in self._calls]
 
-    def time(self, batch: int, callers: int, seconds: float) -> dict[str, float]:
-        batches = [
-            [tensor.repeat(batch, *[1] * (tensor.dim() - 1)) for tensor in call]
-            for call in self._calls
-        ]
+    def time(self, batch: int, window: int, callers: int, seconds: float) -> dict[str, float]:
+        batches = []
+        for start in range(0, max(len(self._calls), window), window):
+            calls = [self._calls[k % len(self._calls)] for k in range(start, start + window)]
+            calls.sort(key=lambda call: call[0].numel())
+            for first in range(0, window, batch):
+                rows = calls[first : first + batch]
+                batches.append([_padded(parts) for parts in zip(*rows, strict=True)])
 
         @torch.inference_mode()
         def run() -> list[float]:
@@ -63,8 +69,17 @@ class _Model:
 
         with ThreadPoolExecutor(callers) as pool:
             found = [future.result() for future in [pool.submit(run) for _ in range(callers)]]
-        rate = sum(batch * len(durations) / sum(durations) for durations in found)
+        rows = sum(len(call[0]) for call in batches) / len(batches)
+        rate = sum(rows * len(durations) / sum(durations) for durations in found)
         return {"rate": rate, "p50_ms": statistics.median(itertools.chain(*found)) * 1e3}
+
+
+def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns a batch, with zeros where a row is shorter than the longest."""
+    if len({row.shape for row in rows}) == 1:
+        return torch.cat(list(rows))
+    length = max(row.shape[1] for row in rows)
+    return torch.cat([functional.pad(row, (0, length - row.shape[1])) for row in rows])
 
 
 def _script(name: str, to: str) -> None:
@@ -76,6 +91,9 @@ def _script(name: str, to: str) -> None:
 
 def main() -> None:
     repository, threads = Path(sys.argv[1]), int(sys.argv[2])
+    # A thread that divides operators keeps helpers for good, and with more of them than processors
+    # OpenMP makes all slow: only the callers' threads, which end, may have some.
+    torch.set_num_threads(1)
     models = {name: _Model(repository / name / "1", name) for name in SUBJECTS}
     for line in sys.stdin:
         task = json.loads(line)
@@ -86,7 +104,9 @@ def main() -> None:
             _script(task["script"], task["to"])
         else:
             torch.set_num_threads(max(1, threads // task["callers"]))
-            answer = models[task["time"]].time(task["batch"], task["callers"], task["seconds"])
+            answer = models[task["time"]].time(
+                task["batch"], task["window"], task["callers"], task["seconds"]
+            )
         print(json.dumps(answer), flush=True)
 
 

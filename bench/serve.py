@@ -195,14 +195,19 @@ def _closed(
     figures = Figures()
     for number in range(options.rounds):
         for subject in options.models:
-            largest = min(_largest_batch(address, subject), max(options.connections))
-            sizes = [2**power for power in range(6) if 2**power <= largest]
-            for size, callers in itertools.product(sizes, {1, options.threads}):
-                answer = worker.ask(
-                    time=subject, batch=size, callers=callers, seconds=options.seconds / 6
-                )
-                figures.add_compute(subject, (size, callers), answer["rate"], answer["p50_ms"])
+            largest = _largest_batch(address, subject)
             for connections in options.connections:
+                sizes = [2**power for power in range(6) if 2**power <= min(largest, connections)]
+                for size, callers in itertools.product(sizes, {1, options.threads}):
+                    answer = worker.ask(
+                        time=subject,
+                        batch=size,
+                        window=connections,
+                        callers=callers,
+                        seconds=options.seconds / 8,
+                    )
+                    how = connections, size, callers
+                    figures.add_compute(subject, how, answer["rate"], answer["p50_ms"])
                 # Whoever was first in one round is last in the next.
                 order = sorted(systems, reverse=bool(number % 2))
                 for name in order:

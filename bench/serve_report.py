@@ -37,7 +37,7 @@ class Figures:
     def __init__(self) -> None:
         self._measured: defaultdict[tuple[str, int, str], dict[int, Sequence[float]]]
         self._measured = defaultdict(dict)
-        self._compute: defaultdict[tuple[str, tuple[int, int]], list[tuple[float, float]]]
+        self._compute: defaultdict[tuple[str, tuple[int, int, int]], list[tuple[float, float]]]
         self._compute = defaultdict(list)
 
     def add(
@@ -49,8 +49,17 @@ class Figures:
         """
         self._measured[subject, connections, system][number] = measured
 
-    def add_compute(self, subject: str, how: tuple[int, int], rate: float, p50_ms: float) -> None:
-        """Takes rows a second, and the median of a call, in process, by batch and callers."""
+    def add_compute(
+        self, subject: str, how: tuple[int, int, int], rate: float, p50_ms: float
+    ) -> None:
+        """Takes rows a second, and the median of a call, in process.
+
+        Args:
+          subject: the model.
+          how: of how many requests batches were made at a time, rows of a batch, and callers.
+          rate: rows a second.
+          p50_ms: of a call.
+        """
         self._compute[subject, how].append((rate, p50_ms))
 
     def rows(self) -> list[tuple[str, int, str]]:
@@ -74,19 +83,29 @@ class Figures:
             for number, measured in self._measured[subject, connections, system].items()
         )
 
-    def compute(self, subject: str, most_rows: int) -> tuple[float, tuple[int, int]]:
-        """Returns rows a second in process, and the best batch of up to `most_rows` and callers."""
+    def compute(self, subject: str, connections: int) -> tuple[float, tuple[int, int]]:
+        """Returns rows a second in process, and by which rows of a batch and callers.
+
+        Args:
+          subject: the model.
+          connections: as many requests as these have at a time are what batches are made of.
+        """
         rates = {
-            how: statistics.median(rate for rate, _ in measured)
-            for (name, how), measured in self._compute.items()
-            if name == subject and how[0] <= most_rows
+            (rows, callers): statistics.median(rate for rate, _ in measured)
+            for (name, (window, rows, callers)), measured in self._compute.items()
+            if name == subject and window == connections
         }
         best = max(rates, key=rates.__getitem__)
         return rates[best], best
 
     def compute_p50_ms(self, subject: str) -> float:
         """Returns milliseconds of a call in process with one row, by one caller."""
-        return statistics.median(p50_ms for _, p50_ms in self._compute[subject, (1, 1)])
+        return statistics.median(
+            p50_ms
+            for (name, (_, rows, callers)), measured in self._compute.items()
+            if name == subject and rows == callers == 1
+            for _, p50_ms in measured
+        )
 
 
 def summary(figures: Figures, system: str = "slipway") -> dict[str, dict[str, dict[str, float]]]:

@@ -61,11 +61,7 @@ def prepare_convolutions(
     """
     changed = copy.deepcopy(graph)
     preparation = _Preparation(changed, weights)
-    if (
-        not torch.backends.mkldnn.is_available()
-        or any(map(_is_mutable, graph.nodes))
-        or not preparation.prepare()
-    ):
+    if not torch._C._has_mkldnn or any(map(_is_mutable, graph.nodes)) or not preparation.prepare():
         return graph, dict(weights)
     _restore_layouts(changed)
     changed.lint()

@@ -120,7 +120,7 @@ class InterpretedGraph:
 class _Builder:
     def __init__(self, constants: Mapping[int, torch.Tensor]) -> None:
         self._constants = constants
-        self._graph = torch._C.Graph()
+        self._graph: Any = torch._C.Graph()
         # A node of several results has a list of values.
         self._values: dict[fx.Node, Any] = {}
 
@@ -141,6 +141,8 @@ class _Builder:
             elif node.op == "output":
                 for result in node.args[0]:
                     self._graph.registerOutput(self._value(result))
+                if len(node.args[0]) != 1:
+                    self._graph.makeMultiOutputIntoTuple()
             else:
                 raise NotInterpretableError(f"the graph has a {node.op} node")
         return self._graph

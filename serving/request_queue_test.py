@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +91,27 @@ def test_what_has_expired_is_taken_out(bench: Bench) -> None:
     assert queue.expired(late.expires) == [late]
     assert list(queue) == [never]
     assert queue.count == 1
+
+
+@pytest.mark.parametrize(
+    ("worth", "expected"),
+    [
+        (None, [8, 8, 7, 6]),  # a quarter of what is padded may be padding
+        (0, [8, 8]),
+        (1, [8, 8, 7]),
+        (8, [8, 8, 7, 6, 5, 4, 3, 9]),
+        (10**9, [8, 8, 7, 6, 5, 4, 3, 9, 12]),
+    ],
+)
+def test_requests_are_padded_as_far_as_that_is_worth_a_batch_less(
+    bench: Bench, worth: float | None, expected: list[int]
+) -> None:
+    queue = RequestQueue()
+    for length in (8, 3, 12, 6, 9, 8, 4, 7, 5):
+        pending = pending_of(bench, 1, length, 1)
+        # As if lengths could be padded, and each element had one byte.
+        plan = dataclasses.replace(pending.request.plan, group=(0,), row_size=length)
+        pending.request.plan = plan
+        queue.put(pending)
+    batch = queue.take(16, lambda _, rows: True, worth)
+    assert [pending.row_size for pending in batch] == expected

@@ -103,14 +103,31 @@ def test_another_instruction_set_falls_back_to_the_graph_and_says_so(repository:
     ):
         execution, reason = _execution(client)
         assert execution == "graph"
-        assert reason == f"{TARGET}: it needs avx2; torch is restricted to DEFAULT here"
+        assert reason == (
+            f"{TARGET}: it needs avx2; torch is restricted to DEFAULT here; "
+            "run by torch's interpreter"
+        )
         for found, expected in zip(_answers(client, _TOKENS, _MARGINS), _expected(), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_compiled_code_runs_only_if_the_server_is_told_so(repository: Path) -> None:
     with ServerProcess(repository) as server, InferenceServerClient(server.address) as client:
-        assert _execution(client) == ("graph", "compiled code is not used (--compiled=never)")
+        assert _execution(client) == (
+            "graph",
+            "compiled code is not used (--compiled=never); run by torch's interpreter",
+        )
+
+
+def test_python_runs_the_graph_if_the_server_is_told_so(repository: Path) -> None:
+    with (
+        ServerProcess(repository, ["--graph-engine=python"]) as server,
+        InferenceServerClient(server.address) as client,
+    ):
+        _, reason = _execution(client)
+        assert reason == "compiled code is not used (--compiled=never); run by Python"
+        for found, expected in zip(_answers(client, _TOKENS, _MARGINS), _expected(), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_a_program_without_the_code_that_is_required_is_not_served(repository: Path) -> None:

@@ -1,0 +1,150 @@
+"""Torch's interpreter gives what Python gives, and leaves to Python what it does not know."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import fx
+
+from slipway.program.engine import EngineFailure
+from slipway.program.errors import NotInterpretableError
+from slipway.program.interpreter import InterpretedGraph
+
+aten = torch.ops.aten
+
+Build = Callable[[fx.Graph, fx.Node], Sequence[Any]]
+
+
+def run_both(
+    build: Build, x: torch.Tensor, constants: dict[int, torch.Tensor] | None = None
+) -> tuple[list[Any], list[Any]]:
+    """Returns what the interpreter gives, and what Python does."""
+    graph = fx.Graph()
+    nodes = [graph.placeholder(f"constant_{place}") for place in constants or ()]
+    results = build(graph, graph.placeholder("x"), *nodes)
+    graph.output(tuple(results))
+    expected = fx.GraphModule(torch.nn.Module(), graph)(*(constants or {}).values(), x)
+    return InterpretedGraph(graph, constants or {}).run([x]), list(expected)
+
+
+def check(build: Build, x: torch.Tensor, constants: dict[int, torch.Tensor] | None = None) -> None:
+    found, expected = run_both(build, x, constants)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert type(one) is type(other)
+        if isinstance(one, torch.Tensor):
+            assert (one.dtype, one.shape, one.stride()) == (
+                other.dtype,
+                other.shape,
+                other.stride(),
+            )
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+        else:
+            assert one == other
+
+
+def test_sizes_lists_and_parts() -> None:
+    def build(graph: fx.Graph, x: fx.Node) -> Sequence[Any]:
+        call = graph.call_function
+        rows = call(aten.sym_size.int, (x, 0))
+        columns = call(aten.sym_size.int, (x, 1))
+        half = call(operator.floordiv, (columns, 2))
+        view = call(aten.view.default, (x, [rows, 2, half]))
+        first, second = (
+            call(operator.getitem, (call(aten.unbind.int, (view, 1)), k)) for k in (0, 1)
+        )
+        values = call(aten.topk.default, (first, 2))
+        joined = call(aten.cat.default, ([first, second, first], 1))
+        index = call(aten.arange.default, (rows,), {"device": torch.device("cpu")})
+        return [
+            joined,
+            call(operator.getitem, (values, 0)),
+            call(operator.getitem, (values, 1)),
+            call(aten.index.Tensor, (joined, [None, index])),
+            call(operator.add, (call(operator.mul, (rows, 3)), -1)),
+            call(operator.mod, (call(operator.neg, (rows,)), 2)),
+            call(torch.sym_max, (rows, columns)),
+            call(operator.lt, (rows, columns)),
+            call(aten.sum.dim_IntList, (x, [0]), {"keepdim": True, "dtype": torch.float64}),
+            call(aten.clamp.default, (x,), {"max": 1}),
+            call(aten.contiguous.default, (call(aten.permute.default, (view, [2, 0, 1])),)),
+            7,
+        ]
+
+    check(build, torch.randn(3, 8))
+
+
+@settings(deadline=None)
+@given(
+    dtype=st.sampled_from([torch.int64, torch.uint8, torch.float32, torch.bfloat16, torch.bool]),
+    shape=st.sampled_from([(), (3,), (0, 2)]),
+    number=st.sampled_from([2, -1, 0.5, 2.0]),
+    target=st.sampled_from([aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor]),
+)
+def test_a_number_has_no_say_in_the_dtype(
+    dtype: torch.dtype, shape: tuple[int, ...], number: int | float, target: Any
+) -> None:
+    x = torch.ones(shape).to(dtype)
+    check(lambda graph, x: [graph.call_function(target, (x, number))], x)
+
+
+def test_constants_are_not_asked_for() -> None:
+    def build(graph: fx.Graph, x: fx.Node, *constants: fx.Node) -> Sequence[Any]:
+        return [graph.call_function(aten.linear.default, (x, *constants))]
+
+    check(build, torch.randn(2, 4), {0: torch.randn(3, 4), 1: torch.randn(3)})
+
+
+def test_many_sizes_in_turn() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    size = graph.call_function(aten.sym_size.int, (x, 0))
+    graph.output((graph.call_function(aten.expand.default, (x, [4, size])),))
+    interpreted = InterpretedGraph(graph, {})
+    for count in (1, 5, 1, 300, 2):
+        (result,) = interpreted.run([torch.arange(count)])
+        assert result.shape == (4, count)
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments"),
+    [
+        (operator.truediv, (2,)),
+        (math.floor, ()),
+        (torch.sym_float, ()),
+        (aten.pow.Tensor_Tensor, (2,)),
+    ],
+)
+def test_what_it_does_not_know_is_left_to_python(target: Any, arguments: tuple[Any, ...]) -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    subject = (
+        x
+        if isinstance(target, torch._ops.OpOverload)
+        else graph.call_function(aten.sym_size.int, (x, 0))
+    )
+    graph.output((graph.call_function(target, (subject, *arguments)),))
+    with pytest.raises(NotInterpretableError):
+        InterpretedGraph(graph, {})
+
+
+def test_an_operator_that_fails_says_why() -> None:
+    table = torch.eye(3)
+
+    def build(graph: fx.Graph, x: fx.Node, weight: fx.Node) -> Sequence[Any]:
+        return [graph.call_function(aten.embedding.default, (weight, x))]
+
+    graph = fx.Graph()
+    weight, x = graph.placeholder("weight"), graph.placeholder("x")
+    graph.output(tuple(build(graph, x, weight)))
+    interpreted = InterpretedGraph(graph, {0: table})
+    with pytest.raises(EngineFailure, match="index out of range"):
+        interpreted.run([torch.tensor([3])])
+    assert interpreted.run([torch.tensor([2])])[0].tolist() == [[0, 0, 1]]
