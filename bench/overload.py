@@ -8,6 +8,9 @@ with a deadline, and looks at what comes back: an answer in time, an answer too 
 (RESOURCE_EXHAUSTED at once, or DEADLINE_EXCEEDED), another failure, or nothing at all. Every answer
 is compared with the program's. Exits 1 if one was wrong, or a request failed in another way.
 
+Requests have several rows, so that the time goes into the model: it takes as long to refuse a
+request as to receive it, and who is busy with receiving alone cannot answer three times as many.
+
 Ends with one JSON object, {"goodput_of_capacity", "p99_ms", "lost", "refused", "rss_growth_mb"}:
 right answers in time a second, divided by what the server does at most; the 99th percentile of all
 right answers from when they were due; how many requests had no answer; how many were refused; and
@@ -22,6 +25,8 @@ import json
 import threading
 from collections.abc import Sequence
 
+import numpy as np
+
 from slipway.bench.load_generator import Caller, Request, Target, closed_loop, open_loop, percentile
 from slipway.bench.server_process import ServerProcess, compute_worker, slipway_server
 from slipway.bench.subjects import INFER, SUBJECTS, expected_outputs, inputs, requests
@@ -34,7 +39,14 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         with compute_worker(threads=1) as worker:
             expected = expected_outputs(worker, options.model)
-        made = requests(options.model, inputs(options.model), expected)
+        made = requests(
+            options.model,
+            [
+                {name: np.repeat(array, options.rows, axis=0) for name, array in call.items()}
+                for call in inputs(options.model)
+            ],
+            [np.repeat(output, options.rows, axis=0) for output in expected],
+        )
         server = stack.enter_context(slipway_server(options.server_flag))
         target = Target(server.address, INFER)
 
@@ -128,6 +140,7 @@ class _MemoryWatch:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="overload", description="The server under overload.")
     parser.add_argument("--model", choices=SUBJECTS, default="encoder")
+    parser.add_argument("--rows", type=int, default=16, help="of a request; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=60.0, help="default: %(default)g")
     parser.add_argument("--factor", type=float, default=3.0, help="default: %(default)g")
     parser.add_argument("--deadline-ms", type=float, default=1000.0, help="default: %(default)g")

@@ -72,7 +72,7 @@ class _Preparation:
     def __init__(self, graph: fx.Graph, weights: Mapping[int, torch.Tensor]) -> None:
         self.weights = dict(weights)
         self._graph = graph
-        self._inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        self._inputs: list[fx.Node] = [node for node in graph.nodes if node.op == "placeholder"]
         self._values: dict[Any, torch.Tensor] = {
             self._inputs[place]: weight for place, weight in weights.items()
         }

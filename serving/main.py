@@ -83,7 +83,7 @@ def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Whoever waits for the interpreter lock gets it after this. The thread that receives requests
     # needs it for microseconds, often, and has to refuse them at once when there are too many.
-    sys.setswitchinterval(0.001)
+    sys.setswitchinterval(0.0002)
 
     def on_device_failure() -> None:
         failed.set()

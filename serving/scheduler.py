@@ -24,6 +24,7 @@ from slipway.serving.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from slipway.serving.processors import give_way
 from slipway.serving.request_queue import PendingRequest, RequestQueue
 from slipway.serving.statistics import StageTimes
 
@@ -273,6 +274,7 @@ class Scheduler:
                 self._executor.release()
 
     def _serve(self) -> None:
+        give_way()
         while True:
             with self._condition:
                 while not self._handed and not self._may_start():

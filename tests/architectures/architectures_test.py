@@ -15,18 +15,24 @@ from torch.utils import _pytree as pytree
 from slipway.export import ExportError, ExportSpec, export_spec
 from slipway.export.resizing import resized_leaves
 from slipway.program import Contract, ContractViolation, Program, load
+from slipway.program.cases import AnsweredCase
+from slipway.program.interpreter import use_interpreter
 from slipway.tests.architectures import generation, models
 from slipway.tests.architectures.models import ARCHITECTURES
 from slipway.tests.architectures.scanned_mamba import ScannedMamba
 
 
-@cache
-def program_of(name: str) -> Program:
+def path_of(name: str) -> str:
     runfiles = Runfiles.Create()
     assert runfiles is not None
     path = runfiles.Rlocation(f"slipway/tests/architectures/{name}.program")
     assert path is not None
-    return load(path)
+    return path
+
+
+@cache
+def program_of(name: str) -> Program:
+    return load(path_of(name))
 
 
 @cache
@@ -84,6 +90,26 @@ def test_a_program_gives_what_the_model_gives_for_every_shape(name: str) -> None
             actual, expected = program(*args, **kwargs), model(*args, **kwargs)
         assert list(actual) == list(expected)
         torch.testing.assert_close(pytree.tree_leaves(actual), pytree.tree_leaves(expected))
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "generation"])
+def test_the_server_gives_what_python_gives(name: str) -> None:
+    # A copy of its own: `program_of` hands out the same one to all tests.
+    program = load(path_of(name))
+    left = use_interpreter(program)
+    assert left == (["forward"] if name == "mamba" else [])  # mamba has a loop
+    for method, served in program.methods.items():
+        plain = program_of(name).methods[method]
+        cases = [
+            case
+            for case in program.cases
+            if isinstance(case, AnsweredCase) and case.method == method
+        ]
+        assert cases
+        for case in cases:
+            tensors = [case.inputs[key] for key in served.contract.tensor_inputs]
+            with torch.inference_mode():
+                torch.testing.assert_close(served.run(tensors), plain.run(tensors))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
