@@ -5,7 +5,8 @@
 One process, one thread, interleaved. It also compiles the MLP once more, in another folder, and
 compares the bytes. Prints one JSON object: for each model the medians in microseconds, how many
 times as fast as the graph and as eager `torch.inference_mode` compiled code is, and milliseconds
-to load compiled code, after the program itself.
+to load compiled code, after the program itself. The graph runs in Python; beside it is what it
+takes in torch's interpreter, as servers run it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from slipway.export import ExportSpec
 from slipway.export.compilation import compile_program
 from slipway.program import load
 from slipway.program.cases import AnsweredCase
-from slipway.program.compiled import use_compiled, use_graphs
+from slipway.program.compiled import use_compiled
+from slipway.program.engine import Engine
+from slipway.program.interpreter import use_interpreter
 
 _ROUNDS = 51
 _SPECS: dict[str, Callable[[], ExportSpec]] = {
@@ -68,7 +71,6 @@ def _speeds(name: str) -> tuple[dict[str, float], float]:
     code = method.engine
     model = model_of(name, dict(program.weights))
     inputs = row(name)
-    use_graphs(program)
     repeats = 20 if name != "resnet" else 1
 
     def measure(run: Callable[[], object]) -> Callable[[], float]:
@@ -77,18 +79,20 @@ def _speeds(name: str) -> tuple[dict[str, float], float]:
 
         return once
 
-    def compiled() -> object:
-        method.use(code)
-        result = method.run(inputs)
-        method.use(None)
-        return result
+    use_interpreter(program)
+    interpreter = method.engine
+
+    def run(engine: Engine | None) -> object:
+        method.use(engine)
+        return method.run(inputs)
 
     with torch.inference_mode():
         medians = interleave(
             {
                 "eager_us": measure(lambda: model(*inputs)),
-                "graph_us": measure(lambda: method.run(inputs)),
-                "compiled_us": measure(compiled),
+                "graph_us": measure(lambda: run(None)),
+                "interpreter_us": measure(lambda: run(interpreter)),
+                "compiled_us": measure(lambda: run(code)),
             },
             rounds=_ROUNDS,
             warm_up=3,

@@ -2,9 +2,10 @@
 
     bazel run //bench:engines
 
-Eager, the graph, compiled code, `torch.compile`, and for the convolutional network channels-last
-and oneDNN's prepacked weights. Prints one JSON object: microseconds at batch 1 and 8, and the
-largest difference from eager.
+Eager, the graph in Python and in torch's interpreter (with its convolutions prepared, as servers
+run it), compiled code, `torch.compile`, and for the convolutional network channels-last and
+oneDNN's prepacked weights for all of it. Prints one JSON object: microseconds at batch 1 and 8, and
+the largest difference from eager.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from slipway.bench.compiled import model_of, program_path, row
 from slipway.bench.measure import elapsed, interleave
 from slipway.program import load
 from slipway.program.compiled import use_compiled, use_graphs
+from slipway.program.interpreter import use_interpreter
 
 _ROUNDS = 21
 
@@ -36,9 +38,14 @@ def _engines(name: str, batch: int) -> dict[str, _Run]:
     model = model_of(name, dict(program.weights))
     inputs = [torch.cat([tensor] * batch) for tensor in row(name)]
     optimised = torch.compile(model, dynamic=True)
+    served = load(program_path(name))
+    use_interpreter(served)
+    interpreter = served.methods["forward"].engine
+    assert interpreter is not None
     engines: dict[str, _Run] = {
         "eager": lambda: model(*inputs),
         "graph": lambda: method.run(inputs)[0],
+        "interpreter": lambda: interpreter.run(inputs)[0],
         "aot_inductor": lambda: code.run(inputs)[0],
         "torch.compile": lambda: optimised(*inputs),
     }

@@ -140,7 +140,7 @@ class _MemoryWatch:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="overload", description="The server under overload.")
     parser.add_argument("--model", choices=SUBJECTS, default="encoder")
-    parser.add_argument("--rows", type=int, default=16, help="of a request; default: %(default)s")
+    parser.add_argument("--rows", type=int, default=32, help="of a request; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=60.0, help="default: %(default)g")
     parser.add_argument("--factor", type=float, default=3.0, help="default: %(default)g")
     parser.add_argument("--deadline-ms", type=float, default=1000.0, help="default: %(default)g")

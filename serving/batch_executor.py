@@ -6,11 +6,13 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 
 from slipway.program import Contract
+from slipway.program.expressions import symbols_of
 from slipway.program.torch_types import to_torch
 from slipway.serving.errors import (
     CancelledError,
@@ -29,9 +31,13 @@ __all__ = ["BatchExecutor"]
 _LOGGER = logging.getLogger(__name__)
 
 _KEPT_BINDINGS = 16
+_KEPT_SHAPES = 256
+
+_Part = tuple[tuple[int, ...], memoryview]
+"""The shape and the elements of one output for one request."""
 
 _Results = tuple[list[tuple[int, ...]], list[memoryview]]
-"""The shape and the elements of each output for one request."""
+"""The same of all outputs."""
 
 
 class BatchExecutor:
@@ -56,6 +62,8 @@ class BatchExecutor:
         self._paddings: list[int] = []
         # What to pad each input with, where one of its dimensions is padded.
         self._values: list[float] = [0] * len(contract.tensor_inputs)
+        self._is_padded = [False] * len(contract.tensor_outputs)
+        self._shapes_of = lru_cache(_KEPT_SHAPES)(self._shapes)
         batching = contract.batching
         if batching is not None:
             names = [symbol.name for symbol in contract.symbols]
@@ -64,6 +72,14 @@ class BatchExecutor:
             self._input_axes = tuple(batching.inputs.values())
             self._output_axes = batching.outputs
             self._paddings = [names.index(padding.symbol) for padding in batching.paddings]
+            self._is_padded = [
+                any(
+                    reference.index in self._paddings
+                    for size in spec.shape
+                    for reference in symbols_of(size)
+                )
+                for spec in contract.tensor_outputs.values()
+            ]
             for padding in batching.paddings:
                 for name, value in padding.values.items():
                     self._values[list(contract.tensor_inputs).index(name)] = value
@@ -228,13 +244,19 @@ class BatchExecutor:
         if len(batch) == 1:
             shapes = [tuple(output.shape) for output in outputs]
             return [(shapes, [tensor_contents(output) for output in outputs])]
-        if any(
-            pending.request.plan.binding[index] != binding[index]
-            for pending in batch
-            for index in self._paddings
-        ):
-            return self._cut(outputs, batch)
-        return self._split(outputs, [pending.rows for pending in batch])
+        rows = [pending.rows for pending in batch]
+        results: list[_Results] = [([], []) for _ in batch]
+        for index, (output, axis) in enumerate(zip(outputs, self._output_axes, strict=True)):
+            if self._is_padded[index]:
+                parts = self._cut(output, index, batch)
+            elif axis:
+                parts = _described(torch.split(output, rows, dim=axis))
+            else:
+                parts = _slices(output, rows)
+            for (shapes, contents), (shape, content) in zip(results, parts, strict=True):
+                shapes.append(shape)
+                contents.append(content)
+        return results
 
     def _binding(self, batch: Sequence[PendingRequest]) -> tuple[int, ...]:
         """Returns the values of the contract's symbols for a batch."""
@@ -251,10 +273,7 @@ class BatchExecutor:
         contents = [pending.request.read_contents() for pending in batch]
         if len(batch) == 1:
             return list(map(make_tensor, batch[0].request.plan.inputs, contents[0]))
-        shapes = [
-            tuple(size.evaluate(binding) for size in spec.shape)
-            for spec in self.contract.tensor_inputs.values()
-        ]
+        shapes, _ = self._shapes_of(binding)
         return [
             make_batch(
                 [pending.request.plan.inputs[index] for pending in batch],
@@ -272,9 +291,19 @@ class BatchExecutor:
         binding[self._batch_symbol] = rows
         return tuple(binding)
 
+    def _shapes(
+        self, binding: tuple[int, ...]
+    ) -> tuple[list[tuple[int, ...]], list[tuple[int | None, ...]]]:
+        """Returns the shapes of the inputs, and those of the outputs as far as they are known."""
+        inputs = [
+            tuple(size.evaluate(binding) for size in spec.shape)
+            for spec in self.contract.tensor_inputs.values()
+        ]
+        return inputs, list(self.contract.output_shapes(binding).values())
+
     def _check(self, outputs: Sequence[torch.Tensor], binding: tuple[int, ...]) -> None:
         """Raises InternalError if the outputs are not what the contract promises."""
-        promised = list(self.contract.output_shapes(binding).values())
+        _, promised = self._shapes_of(binding)
         if len(outputs) != len(promised):
             raise InternalError(
                 f"{self.subject} gave {len(outputs)} outputs instead of {len(promised)}"
@@ -292,41 +321,31 @@ class BatchExecutor:
                 )
 
     def _cut(
-        self, outputs: Sequence[torch.Tensor], batch: Sequence[PendingRequest]
-    ) -> list[_Results]:
-        """Returns what `_split` does, of outputs that are larger than each request's own."""
-        results: list[_Results] = []
-        starts = [0] * len(outputs)
+        self, output: torch.Tensor, index: int, batch: Sequence[PendingRequest]
+    ) -> Iterator[_Part]:
+        """Yields each request's part of an output that may be larger than its own would be."""
+        axis, start = self._output_axes[index], 0
         for pending in batch:
-            promised = self.contract.output_shapes(pending.request.plan.binding).values()
-            parts = []
-            for index, (output, shape) in enumerate(zip(outputs, promised, strict=True)):
-                axis = self._output_axes[index]
-                part = output.narrow(axis, starts[index], pending.rows)
-                starts[index] += pending.rows
-                for dimension, size in enumerate(shape):
-                    if size is not None and dimension != axis:
-                        part = part.narrow(dimension, 0, size)
-                parts.append(part)
-            shapes = [tuple(part.shape) for part in parts]
-            results.append((shapes, [tensor_contents(part) for part in parts]))
-        return results
+            part = output.narrow(axis, start, pending.rows)
+            start += pending.rows
+            _, promised = self._shapes_of(pending.request.plan.binding)
+            for dimension, size in enumerate(promised[index]):
+                if size is not None and dimension != axis:
+                    part = part.narrow(dimension, 0, size)
+            yield tuple(part.shape), tensor_contents(part)
 
-    def _split(self, outputs: Sequence[torch.Tensor], rows: Sequence[int]) -> list[_Results]:
-        results: list[_Results] = [([], []) for _ in rows]
-        for output, axis in zip(outputs, self._output_axes, strict=True):
-            if axis:
-                parts = torch.split(output, list(rows), dim=axis)
-                for (shapes, contents), part in zip(results, parts, strict=True):
-                    shapes.append(tuple(part.shape))
-                    contents.append(tensor_contents(part))
-                continue
-            whole = tensor_contents(output)
-            row_shape = tuple(output.shape[1:])
-            row_size = whole.nbytes // output.shape[0]
-            start = 0
-            for (shapes, contents), count in zip(results, rows, strict=True):
-                shapes.append((count, *row_shape))
-                contents.append(whole[start : start + count * row_size])
-                start += count * row_size
-        return results
+
+def _described(parts: Iterable[torch.Tensor]) -> Iterator[_Part]:
+    for part in parts:
+        yield tuple(part.shape), tensor_contents(part)
+
+
+def _slices(output: torch.Tensor, rows: Sequence[int]) -> Iterator[_Part]:
+    """Yields runs of rows of an output, without copying them."""
+    whole = tensor_contents(output)
+    row_shape = tuple(output.shape[1:])
+    row_size = whole.nbytes // output.shape[0]
+    start = 0
+    for count in rows:
+        yield (count, *row_shape), whole[start : start + count * row_size]
+        start += count * row_size

@@ -162,15 +162,15 @@ class RequestQueue:
         if any(pending.row_size != first.row_size for pending in others):
             others = _worth_padding(first, others, worth)
         batch = [first]
-        rows, legal = first.rows, 1
+        rows = first.rows
         for pending in others:
             if rows + pending.rows > max_rows:
                 break
             rows += pending.rows
             batch.append(pending)
-            if is_legal(first, rows):
-                legal = len(batch)
-        return batch[:legal]
+        while len(batch) > 1 and not is_legal(first, rows):
+            rows -= batch.pop().rows
+        return batch
 
     def _first_group(self) -> deque[PendingRequest] | None:
         best: deque[PendingRequest] | None = None

@@ -13,6 +13,7 @@ torch runs on.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -227,6 +228,16 @@ def make_batch(
     first = headers[0]
     if not axis and all(header.shape[1:] == shape[1:] for header in headers):
         return _tensor(bytearray().join(contents), first.datatype, shape)
+    if not axis and all(header.shape[2:] == shape[2:] for header in headers):
+        # Each row is a run of bytes, and what it lacks another.
+        pieces: list[bytes | memoryview] = []
+        length = math.prod(shape[1:]) * first.datatype.item_size
+        filling = _element(value, first.datatype) * shape[1] * math.prod(shape[2:])
+        for header, content in zip(headers, contents, strict=True):
+            row = math.prod(header.shape[1:]) * first.datatype.item_size
+            for place in range(header.shape[0]):
+                pieces += (content[place * row : (place + 1) * row], filling[: length - row])
+        return _tensor(bytearray().join(pieces), first.datatype, shape)
     whole = torch.full(shape, value, dtype=first.datatype.dtype)
     start = 0
     for header, content in zip(headers, contents, strict=True):
@@ -236,6 +247,12 @@ def make_batch(
         part.copy_(make_tensor(header, content))
         start += header.shape[axis]
     return whole
+
+
+@functools.lru_cache(64)
+def _element(value: float, datatype: Datatype) -> bytes:
+    element = torch.full((1,), value, dtype=datatype.dtype)
+    return bytes(tensor_contents(element))
 
 
 def tensor_contents(tensor: torch.Tensor) -> memoryview:

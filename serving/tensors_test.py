@@ -197,6 +197,37 @@ def test_a_batch_is_the_concatenation_of_its_tensors(
     assert encode(batch) == encode(expected)
 
 
+@datatypes
+@given(
+    rows=st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    rest=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    axis=st.integers(0, 1),
+    data=st.data(),
+)
+def test_requests_are_padded_at_the_end_of_what_they_lack(
+    datatype: Datatype, rows: list[int], rest: list[int], axis: int, data: st.DataObject
+) -> None:
+    """Sizes agree but for those along the batch and, of the first two dimensions, the other."""
+    sizes = [rest[0] - data.draw(st.integers(0, rest[0])) for _ in rows]
+    value = data.draw(st.sampled_from([0, 1]))
+    headers, contents, parts = [], [], []
+    for count, size in zip(rows, sizes, strict=True):
+        shape = (count, size, *rest[1:]) if not axis else (size, count, *rest[1:])
+        part = torch.ones(shape).to(datatype.dtype)
+        request = raw_request(datatype.name, shape, encode(part))
+        headers += read_headers("m", request).values()
+        contents.append(memoryview(encode(part)))
+        filled = torch.full(
+            (count, rest[0], *rest[1:]) if not axis else (rest[0], count, *rest[1:]), value
+        ).to(datatype.dtype)
+        filled[tuple(map(slice, shape))] = part
+        parts.append(filled)
+    expected = torch.cat(parts, dim=axis)
+    batch = make_batch(headers, contents, axis, tuple(expected.shape), value)
+    assert (batch.dtype, batch.shape) == (expected.dtype, expected.shape)
+    assert encode(batch) == encode(expected)
+
+
 @pytest.mark.parametrize("size", [0, 4, 7, 12])
 def test_byte_counts_that_differ_from_the_shape_are_refused(size: int) -> None:
     text = refusal(lambda: decode(raw_request("FP32", (2,), b"\0" * size)))
