@@ -93,9 +93,9 @@ def give_way() -> None:
     be run: those that come too late have cost as much as those that come in time.
     """
     # To Linux each thread is a process of its own here, and its helpers inherit what it has.
-    thread = threading.get_native_id()
+    usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), usual + _NICE)
 
 
 def _start_team(count: int) -> None:
