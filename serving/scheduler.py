@@ -48,6 +48,9 @@ _CALM_AFTER = 4
 _INLINE_AFTER = 8
 """Batches that must have been measured before."""
 
+_RAISE_AFTER = 100
+"""Batches as large as memory allowed before a larger one is tried again."""
+
 _SMOOTHING = 0.1
 """The share of the newest measurement in a running mean."""
 
@@ -145,7 +148,9 @@ class Scheduler:
         self._quick_size = 0
         self._processor_seconds = self._row_seconds = 0.0
         self._cost = BatchCost()
-        self._max_rows = min(options.max_batch_size, executor.max_rows)
+        self._most_rows = self._max_rows = min(options.max_batch_size, executor.max_rows)
+        # Batches of `_max_rows` that ran since there was no memory for more.
+        self._full = 0
         self._threads = [
             threading.Thread(target=self._serve, name=f"instance {index}", daemon=True)
             for index in range(options.instances)
@@ -349,8 +354,9 @@ class Scheduler:
         except ResourceExhaustedError as error:
             rows = sum(pending.rows for pending in batch)
             self._max_rows = max(1, min(self._max_rows, rows // 2))
+            self._full = 0
             _LOGGER.warning(
-                "%s: batches are limited to %d rows from now on: %s",
+                "%s: batches are limited to %d rows for a while: %s",
                 self._executor.subject,
                 self._max_rows,
                 error,
@@ -408,6 +414,12 @@ class Scheduler:
                 self._quick_size = max(self._quick_size, size)
             elif size <= self._quick_size:
                 self._quick_size = size // 2
+            if rows >= self._max_rows < self._most_rows:
+                self._full += 1
+                if self._full >= _RAISE_AFTER:
+                    # What took the memory may be gone.
+                    self._max_rows = min(self._most_rows, self._max_rows + 1 + self._max_rows // 4)
+                    self._full = 0
             self._cost.add(_padded_size(batch), times.input + times.compute)
             self._measured += 1
             if self._measured == 1:

@@ -276,6 +276,27 @@ def test_too_little_memory_for_a_batch_lowers_the_batch_and_fails_nobody(
     assert sizes(bench) == {1: 8, 3: 2}
 
 
+def test_a_lowered_batch_is_raised_again(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(batch_delay=1e-9)  # its own threads run all, and one can be held up
+    with monkeypatch.context() as patch:
+        failing(patch, torch.OutOfMemoryError("out of memory"), above=3)
+        busy = bench.occupy()
+        answers = [bench.submit(affine()) for _ in range(6)]
+        busy.release()
+        bench.run()
+        for answer in answers:
+            answer.wait()
+    for _ in range(100):
+        full = bench.submit(affine(rows=3))
+        bench.run()
+        full.wait()
+    busy = bench.occupy()
+    finish(bench, busy, [bench.submit(affine()) for _ in range(4)])
+    assert sizes(bench)[4] == 1
+
+
 def test_too_little_memory_for_one_request_is_its_own_error(
     make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
