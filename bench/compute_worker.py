@@ -45,7 +45,9 @@ class _Model:
         with torch.inference_mode():
             return [self._program(*call).numpy() for call in self._calls]
 
-    def time(self, batch: int, window: int, callers: int, seconds: float) -> dict[str, float]:
+    def time(
+        self, batch: int, window: int, callers: int, threads: int, seconds: float
+    ) -> dict[str, float]:
         batches = []
         for start in range(0, max(len(self._calls), window), window):
             calls = [self._calls[k % len(self._calls)] for k in range(start, start + window)]
@@ -56,6 +58,7 @@ class _Model:
 
         @torch.inference_mode()
         def run() -> list[float]:
+            torch.set_num_threads(max(1, threads // callers))
             self._program(*batches[0])
             durations: list[float] = []
             end = time.perf_counter() + seconds
@@ -103,9 +106,8 @@ def main() -> None:
         elif "script" in task:
             _script(task["script"], task["to"])
         else:
-            torch.set_num_threads(max(1, threads // task["callers"]))
             answer = models[task["time"]].time(
-                task["batch"], task["window"], task["callers"], task["seconds"]
+                task["batch"], task["window"], task["callers"], threads, task["seconds"]
             )
         print(json.dumps(answer), flush=True)
 

@@ -22,6 +22,7 @@ from slipway.program.cases import AnsweredCase, difference
 from slipway.program.compiled import use_compiled, use_graphs
 from slipway.program.contract import Contract
 from slipway.program.corners import corner_bindings
+from slipway.program.interpreter import use_interpreter
 from slipway.program.program import Method, Program
 from slipway.program.torch_types import to_torch
 
@@ -138,16 +139,18 @@ class Speed:
 
 
 def measure_speed(program: Program, directory: Path, name: str, *, rounds: int = 15) -> Speed:
-    """Returns how fast a method is either way, on this machine, on one thread."""
+    """Returns how fast a method is either way as servers run it, here and on one thread."""
     _, tensors = next(example_calls(program, name))
     method = program.methods[name]
+    use_interpreter(program)
+    graph = method.engine
     use_compiled(program, directory)
     code = method.engine
     results: dict[str, list[float]] = {"graph": [], "compiled": []}
     with torch.inference_mode():
         for number in range(rounds + 2):
             for kind in results:
-                method.use(code if kind == "compiled" else None)
+                method.use(code if kind == "compiled" else graph)
                 start = time.perf_counter()
                 for _ in range(3):
                     method.run(tensors)
