@@ -21,7 +21,7 @@ _NICE = 5
 """How much lower than others, as setpriority(2) counts: with a third of the weight."""
 
 # Parameters of mallopt(3).
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 _KEPT_BYTES = 2**28
 _MAPPED_BYTES = 2**25
@@ -113,9 +113,11 @@ def keep_freed_memory() -> None:
 
     It would give results of operators back to the system as soon as they are freed, and the system
     clears every page that it hands out again: an encoder's batch of 8 took 1.9 times as long. What
-    is larger than 32 MiB goes back still, and so does what is free beyond 256 MiB.
+    is larger than 32 MiB goes back still, and so does what is free beyond 256 MiB. Threads share
+    two pools for each processor, so that those which come with new versions bring no memory.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
         library.mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)
+        library.mallopt(_ARENA_MAX, 2 * len(os.sched_getaffinity(0)))

@@ -125,7 +125,9 @@ def test_the_document_is_json_of_the_same(server: WatchedServer) -> None:
     ]
     ready = status["models"][1]
     assert ready["execution"] == "graph"
-    assert ready["execution_reason"] == "compiled code is not used (--compiled=never)"
+    assert ready["execution_reason"] == (
+        "compiled code is not used (--compiled=never); run by torch's interpreter"
+    )
     assert Page(status_html(status)).tags
 
 
