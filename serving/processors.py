@@ -26,7 +26,6 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 2**28
 _MAPPED_BYTES = 2**25
 
-
 _ALONE_BEFORE = 4
 """Batches that must have run alone, one after the other, for the next to get all processors."""
 

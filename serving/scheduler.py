@@ -1,8 +1,10 @@
 """When requests run: admission, batches, and the threads that run them.
 
 A batch is made when an instance is free, of the requests that wait at that moment, so a batch grows
-for as long as the instances are busy, and nothing waits while one is idle. A model that takes less
-time than it takes to wake a thread is run by the thread that received the requests.
+for as long as the instances are busy, and nothing waits while one is idle. What batches were
+measured to take says how far requests are padded, and whether instances that are free together
+divide what waits. The thread that receives requests runs a batch itself if that takes less than to
+wake another thread, or while requests come one at a time; else it goes on receiving.
 """
 
 from __future__ import annotations
@@ -33,8 +35,7 @@ __all__ = ["ClosedError", "MemoryBudget", "Scheduler", "SchedulingOptions"]
 _LOGGER = logging.getLogger(__name__)
 
 _INLINE_SECONDS = 2e-3
-"""A batch that takes less of a processor is run by the receiving thread: it costs time to wake
-another, and while both run they wait for the interpreter lock at every operator."""
+"""A batch that takes more of a processor is never run by the receiving thread."""
 
 _INLINE_BUDGET_SECONDS = 5e-3
 """How long the receiving thread runs batches before it looks at what has arrived."""
