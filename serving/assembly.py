@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slipway.program.custom_ops import CustomOpsError, load_custom_ops
+from slipway.serving.arrivals import Arrivals
 from slipway.serving.authorization import Authorizer
 from slipway.serving.configuration import Configuration, ModelSettings, SchedulingSettings
 from slipway.serving.control import ControlMode
@@ -85,6 +86,7 @@ def make_server(
                 for name, model in models.items()
             },
             Processors(processors, settings.threads or None),
+            Arrivals(processors),
         ),
         custom_ops=custom_ops,
         verification="sizes" if files.verify == "sizes" else "full",

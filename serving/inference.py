@@ -62,13 +62,13 @@ class InferenceFrontend:
         self._shared_memory = shared_memory
         self._local = threading.local()
         self._large = ThreadPoolExecutor(1, thread_name_prefix="large requests")
-        # What has requests that the receiving thread has not seen to yet.
+        # What has requests that nobody has seen to yet.
         self._awaiting: set[Scheduler] = set()
         self._generation = -1
         self._schedulers: list[Scheduler] = []
 
     def on_request(self, call: WireCall, message: bytes) -> None:
-        """Takes a call of ModelInfer, in the thread that receives.
+        """Takes a call of ModelInfer, in one thread at a time: whichever receives it.
 
         Raises:
           ServingError: the request gets no result.
@@ -93,6 +93,12 @@ class InferenceFrontend:
         if self._awaiting:
             return _READ_AGAIN
         return time.time() + min(upcoming - time.monotonic(), _LONGEST_SLEEP)
+
+    def on_received(self) -> None:
+        """Has what has been taken run by others, in a thread that runs batches itself."""
+        for scheduler in self._awaiting:
+            scheduler.wake()
+        self._awaiting.clear()
 
     def take(self, message: bytes, reply: Reply, deadline: float) -> Callable[[], None]:
         """Takes a request, in any thread but the one that receives.

@@ -13,6 +13,7 @@ import torch
 from slipway.program import DEFAULT_METHOD, Contract, Program
 from slipway.program.compiled import Execution
 from slipway.program.native_code import NativeCode
+from slipway.serving.arrivals import Arrivals
 from slipway.serving.batch_executor import BatchExecutor
 from slipway.serving.instance import Instance
 from slipway.serving.processors import Processors
@@ -37,6 +38,7 @@ class Environment:
       memory: for the requests of all models.
       on_device_failure: called when a device fails for good.
       processors: that batches run on.
+      arrivals: who takes in what arrives.
     """
 
     options: SchedulingOptions = field(default_factory=SchedulingOptions)
@@ -44,6 +46,7 @@ class Environment:
     on_device_failure: Callable[[], None] = _nothing
     model_options: Mapping[str, SchedulingOptions] = field(default_factory=dict)
     processors: Processors = field(default_factory=lambda: Processors(1))
+    arrivals: Arrivals = field(default_factory=lambda: Arrivals(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,11 @@ def models_of(
                 statistics=statistics,
                 executor=executor,
                 scheduler=Scheduler(
-                    executor, options, environment.memory, environment.on_device_failure
+                    executor,
+                    options,
+                    environment.memory,
+                    environment.on_device_failure,
+                    environment.arrivals,
                 ),
                 execution=execution
                 if isinstance(method.engine, NativeCode) or execution.target is None

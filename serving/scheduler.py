@@ -4,7 +4,8 @@ A batch is made when an instance is free, of the requests that wait at that mome
 for as long as the instances are busy, and nothing waits while one is idle. What batches were
 measured to take says how far requests are padded, and whether instances that are free together
 divide what waits. The thread that receives requests runs a batch itself if that takes less than to
-wake another thread, or while requests come one at a time; else it goes on receiving.
+wake another thread, or while requests come one at a time; else it goes on receiving. Whoever ends a
+batch takes in what has arrived meanwhile, unless there is enough for the next one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from slipway.serving.arrivals import Arrivals
 from slipway.serving.batch_executor import BatchExecutor
 from slipway.serving.cost import BatchCost
 from slipway.serving.errors import (
@@ -124,6 +126,7 @@ class Scheduler:
         options: SchedulingOptions,
         memory: MemoryBudget,
         on_device_failure: Callable[[], None],
+        arrivals: Arrivals,
     ) -> None:
         """Starts the threads, which `close` ends.
 
@@ -132,11 +135,13 @@ class Scheduler:
           options: how the requests are run.
           memory: shared with other models.
           on_device_failure: called when a device fails for good.
+          arrivals: shared with other models, and with the thread that receives.
         """
         self._executor = executor
         self._options = options
         self._memory = memory
         self._on_device_failure = on_device_failure
+        self._arrivals = arrivals
         self._condition = threading.Condition()
         self._queue = RequestQueue()
         self._running = self._idle = self._calm = 0
@@ -245,6 +250,15 @@ class Scheduler:
             if time.monotonic() > until:
                 return bool(self._queue.count)
 
+    def wake(self) -> None:
+        """Has an instance that is idle run what waits, if there is one.
+
+        That does instead of `run_pending` in a thread that has something else to do.
+        """
+        with self._condition:
+            if self._may_start():
+                self._condition.notify()
+
     def cancel(self, pending: PendingRequest) -> None:
         """Forgets a request whose client has gone, unless it is being run."""
         with self._condition:
@@ -281,20 +295,27 @@ class Scheduler:
 
     def _serve(self) -> None:
         give_way()
-        while True:
-            with self._condition:
-                while not self._handed and not self._may_start():
-                    if self._is_closed and not self._queue.count:
-                        return
-                    self._idle += 1
-                    self._condition.wait()
-                    self._idle -= 1
-                batch = self._handed.popleft() if self._handed else self._take()
-                if self._may_start():
-                    self._condition.notify()  # for what this batch left
+        while (batch := self._next_batch()) is not None:
             self._run(batch)
+            if self._queue.rows < self._max_rows:
+                self._arrivals.take_in()
             if self._options.batch_delay:
                 self._await_more()
+
+    def _next_batch(self) -> list[PendingRequest] | None:
+        """Waits for a batch to run; returns None once there will be no more."""
+        with self._condition:
+            while not self._handed and not self._may_start():
+                if self._is_closed and not self._queue.count:
+                    return None
+                self._idle += 1
+                self._arrivals.await_more()
+                self._condition.wait()
+                self._idle -= 1
+            batch = self._handed.popleft() if self._handed else self._take()
+            if self._may_start():
+                self._condition.notify()  # for what this batch left
+            return batch
 
     def _await_more(self) -> None:
         """Waits, after a batch, until the next is full or its first request waited long enough."""
@@ -327,6 +348,7 @@ class Scheduler:
                 max_rows = min(max_rows, share)
         batch = queue.take(max_rows, self._is_legal, self._cost.worth)
         self._running += 1
+        self._arrivals.begin()
         return batch
 
     def _is_legal(self, pending: PendingRequest, rows: int) -> bool:
@@ -344,6 +366,7 @@ class Scheduler:
         finally:
             for pending in batch:
                 self._memory.give_back(pending.request.size)
+            self._arrivals.end()
             with self._condition:
                 self._running -= 1
                 if self._is_closed:

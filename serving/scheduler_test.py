@@ -363,6 +363,32 @@ def test_a_model_that_takes_no_time_is_run_by_the_thread_that_receives(
     assert scheduler.is_inline
 
 
+def test_whoever_ends_a_batch_takes_in_what_has_arrived_unless_enough_waits(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(max_batch_size=2)
+    arrivals = [[affine(value) for value in values] for values in ((0, 1, 2, 3), (4,))]
+    answers: list[Answer] = []
+    waiting: list[int] = []
+
+    def receive() -> None:
+        waiting.append(bench.model("affine").scheduler.queued[0])
+        if arrivals:
+            answers.extend(map(bench.submit, arrivals.pop(0)))
+
+    busy = bench.occupy()
+    bench.arrivals.connect(receive)
+    busy.release()  # and nobody else has them run
+    while len(answers) < 5:
+        time.sleep(0)
+    for answer in answers:
+        answer.wait()
+    bench.repository.close()
+    assert sizes(bench) == {1: 2, 2: 2}
+    # Not after the first batch of two, which left another.
+    assert waiting == [0, 0, 0]
+
+
 def test_a_delay_lets_a_batch_fill(make_bench: MakeBench) -> None:
     bench = make_bench(batch_delay=3600.0)
     busy = bench.occupy()

@@ -123,7 +123,9 @@ class InferenceServer:
             f"/{_SERVICE.full_name}/ModelInfer",
             self._frontend.on_request,
             self._frontend.on_idle,
+            self._frontend.on_received,
             authorizer or Authorizer(),
+            loader.environment.arrivals,
         )
 
     def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Calls on the wire: who may call, and ModelInfer, all from one thread that never waits.
+"""Calls on the wire: who may call, and ModelInfer, from one thread at a time that never waits.
 
 grpcio's server gives each call a thread for as long as the call lasts, and wakes it twice. With one
 interpreter lock among them, that costs more than small models do (`docs/benchmarks.md`). Here
@@ -6,6 +6,9 @@ grpcio's server still has the port, the connections, every other method and the 
 completion queue, where all of these announce themselves, is polled by a loop of ours: what belongs
 to ModelInfer is handled in the loop, the rest is passed on to grpcio. Every call of every method
 passes here, and is refused here if its caller may not make it, before its message is read.
+
+The loop has a thread, which rests while every processor runs a batch: whoever ends one takes a turn
+at the queue then.
 
 The loop relies on the private parts of grpcio that its own server is built on. The lock pins the
 version, and //tests/serving and //tests/protocol fail should another one differ.
@@ -23,6 +26,7 @@ from typing import Any
 import grpc
 from grpc_status import rpc_status
 
+from slipway.serving.arrivals import Arrivals
 from slipway.serving.authorization import Authorizer
 from slipway.serving.errors import InternalError, InvalidRequestError, ServingError, status_message
 
@@ -37,6 +41,9 @@ _LOGGER = logging.getLogger(__name__)
 _NOW = 1
 """A time long ago, in seconds since 1970: a poll until then does not wait."""
 
+_MOST_EVENTS = 256
+"""Events that are handled before what has arrived is run."""
+
 _NO_FLAGS = 0
 _OK = cygrpc.StatusCode.ok
 
@@ -49,7 +56,7 @@ class WireCall:
         does.
       metadata: what the client sent beside the message, as pairs of a name and a value.
       cancelled: whether the client has gone.
-      on_cancel: called in the loop's thread when the client goes; set it before the loop goes on.
+      on_cancel: called by the loop when the client goes; set it before the loop goes on.
     """
 
     method = "ModelInfer"
@@ -162,7 +169,7 @@ class InferenceTransport:
 
     Attributes:
       lock: guards the calls' states.
-      on_request: called in the loop's thread with each call and its message; must not wait.
+      on_request: called by the loop with each call and its message; must not wait.
     """
 
     def __init__(
@@ -171,7 +178,9 @@ class InferenceTransport:
         method: str,
         on_request: Callable[[WireCall, bytes], None],
         on_idle: Callable[[bool], float | None],
+        on_received: Callable[[], None],
         authorizer: Authorizer,
+        arrivals: Arrivals,
     ) -> None:
         """Makes a transport that is not started.
 
@@ -182,16 +191,25 @@ class InferenceTransport:
           on_idle: called in the loop's thread, with True, when all that has arrived was handed out,
             and with False after a while in which more kept arriving. It returns when it wants to be
             called again though nothing has arrived, in seconds since 1970, or None.
+          on_received: called in any other thread that has received calls, when all that had arrived
+            was handed out.
           authorizer: says who may call, for every method of the server.
+          arrivals: says when others receive calls.
         """
         self.lock = threading.Lock()
+        # Held by whoever takes events from the queue.
+        self._turn = threading.Lock()
+        self._is_over = False
         self._on_request = on_request
         self._on_idle = on_idle
+        self._on_received = on_received
         self._authorizer = authorizer
         self._method = method
         # grpcio has no public way to its queue.
         self._server = server
         self._state: Any = server._state  # type: ignore[attr-defined]
+        self._arrivals = arrivals
+        arrivals.connect(self._receive_meanwhile)
 
     def on_request(self, call: WireCall, message: bytes) -> None:
         try:
@@ -214,22 +232,45 @@ class InferenceTransport:
         threading.Thread(target=self._serve, name="transport", daemon=True).start()
 
     def _serve(self) -> None:
-        queue = self._state.completion_queue
         wake: float | None = None
-        arrived = 0
-        while True:
-            # Without anything to do since the last look, wait for what comes.
-            event = queue.poll(_NOW if arrived else wake)
+        while not self._is_over:
+            with self._turn:
+                # Without anything to do, wait for what comes.
+                received = self._receive(wake)
+                wake = self._idle(received < _MOST_EVENTS)
+            self._arrivals.rest()
+
+    def _receive_meanwhile(self) -> None:
+        """Takes a turn unless another thread has it, which is about to receive all there is."""
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            if self._receive(_NOW):
+                self._on_received()
+        except Exception:
+            # This thread runs batches, and others wait for it.
+            _LOGGER.exception("cannot take in what has arrived")
+        finally:
+            self._turn.release()
+
+    def _receive(self, until: float | None) -> int:
+        """Handles the events that are there, but not for too long, and returns how many it handled.
+
+        Args:
+          until: how long to wait for the first, in seconds since 1970; None for ever.
+        """
+        queue = self._state.completion_queue
+        received = 0
+        while received < _MOST_EVENTS and not self._is_over:
+            event = queue.poll(_NOW if received else until)
             if event.completion_type == cygrpc.CompletionType.queue_timeout:
-                wake, arrived = self._idle(True), 0
-                continue
+                break
             if not self._process(event):
-                return
+                self._is_over = True
             # An event may hold the last reference to its call, which must not live while polling.
             event = None
-            arrived += 1
-            if arrived % 256 == 0:
-                self._idle(False)
+            received += 1
+        return received
 
     def _idle(self, all_taken: bool) -> float | None:
         try:

@@ -72,7 +72,13 @@ class Answer:
 
 
 class Bench:
-    """A loaded repository, and a reader of requests for its models."""
+    """A loaded repository, and a reader of requests for its models.
+
+    Attributes:
+      repository: with the models.
+      reader: for one thread.
+      arrivals: for somebody to bring requests between batches.
+    """
 
     def __init__(self, root: Path, environment: Environment) -> None:
         """Loads affine, lookup and columns, which it writes if they are not there."""
@@ -80,6 +86,7 @@ class Bench:
             directory = root / write.__name__.removeprefix("write_") / "1"
             if not directory.exists():
                 write(directory)
+        self.arrivals = environment.arrivals
         self.repository = Repository(root)
         self.repository.update(Loader(torch.device("cpu"), environment))
         self.reader = RequestReader(self.repository)
