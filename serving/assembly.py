@@ -12,7 +12,7 @@ from slipway.serving.arrivals import Arrivals
 from slipway.serving.authorization import Authorizer
 from slipway.serving.configuration import Configuration, ModelSettings, SchedulingSettings
 from slipway.serving.control import ControlMode
-from slipway.serving.devices import resolve_device
+from slipway.serving.devices import Device, make_device, resolve_device
 from slipway.serving.errors import StartupError
 from slipway.serving.loader import CompiledUse, Loader
 from slipway.serving.logs import LogControl
@@ -55,38 +55,39 @@ def make_server(
       StartupError: the device, a library of operators or the repository is not there.
     """
     settings, files = configuration.server, configuration.repository
-    device = resolve_device(settings.device)
+    count = max(1, _processors() // settings.processes)
+    device, model_devices = _devices(configuration, Processors(count, settings.threads or None))
     try:
         custom_ops = load_custom_ops(settings.custom_ops)
     except CustomOpsError as error:
         raise StartupError(str(error), exit_code=2) from error
-    processors = max(1, _processors() // settings.processes)
-    instances = min(processors, _MOST_INSTANCES) if device.type == "cpu" else 1
     mode = ControlMode(files.model_control)
-    models = configuration.models
     repository = Repository(
         Path(files.path or ""),
         policies={
             name: VersionPolicy.parse(model.version_policy)
-            for name, model in models.items()
+            for name, model in configuration.models.items()
             if model.version_policy is not None
         },
         default_policy=VersionPolicy.parse(files.version_policy),
-        routes={name: model.route for name, model in models.items() if model.labels},
+        routes={name: model.route for name, model in configuration.models.items() if model.labels},
         only=files.load_model if mode is ControlMode.EXPLICIT else None,
     )
     loader = Loader(
         device,
         Environment(
-            _options(configuration.scheduling, ModelSettings(), instances),
+            _options(configuration.scheduling, ModelSettings(), _instances(device, count)),
             MemoryBudget(settings.max_request_bytes),
             on_device_failure,
             {
-                name: _options(configuration.scheduling, model, instances)
-                for name, model in models.items()
+                name: _options(
+                    configuration.scheduling,
+                    model,
+                    _instances(model_devices.get(name, device), count),
+                )
+                for name, model in configuration.models.items()
             },
-            Processors(processors, settings.threads or None),
-            Arrivals(processors),
+            Arrivals(count),
         ),
         custom_ops=custom_ops,
         verification="sizes" if files.verify == "sizes" else "full",
@@ -94,6 +95,7 @@ def make_server(
         swaps=files.when_memory_is_short == "swap",
         compiled=_COMPILED[files.compiled],
         graph_engine="python" if files.graph_engine == "python" else "interpreter",
+        model_devices=model_devices,
     )
     return InferenceServer(
         repository,
@@ -107,6 +109,25 @@ def make_server(
         log,
         shares_port=shares_port,
     )
+
+
+def _devices(
+    configuration: Configuration, processors: Processors
+) -> tuple[Device, dict[str, Device]]:
+    """Returns where models run, and where those do that have a device of their own."""
+    usual = resolve_device(configuration.server.device)
+    own = {
+        name: resolve_device(model.device, f"device of [models.{name}]")
+        for name, model in configuration.models.items()
+        if model.device is not None
+    }
+    devices = {place: make_device(place, processors) for place in {usual, *own.values()}}
+    return devices[usual], {name: devices[place] for name, place in own.items()}
+
+
+def _instances(device: Device, processors: int) -> int:
+    """Returns how many batches of a model run at a time unless the configuration says so."""
+    return min(processors, _MOST_INSTANCES) if device.takes_processors else 1
 
 
 def _observer(configuration: Configuration) -> RequestObserver | None:

@@ -42,7 +42,10 @@ def check(line: CommandLine) -> None:
     for name in ("inference_tokens", "control_tokens"):
         attempt(("security", name), partial(_tokens, getattr(settings.security, name)))
     attempt(("repository", "path"), lambda: found.extend(_models(settings)))
-    attempt(("server", "device"), lambda: _device(settings))
+    attempt(("server", "device"), lambda: _device(settings.server.device, "device"))
+    for name, model in settings.models.items():
+        if model.device is not None:
+            attempt(("models", name), partial(_device, model.device, "device"))
     attempt(("server", "custom_ops"), lambda: _custom_ops(settings))
     if problems:
         raise ConfigurationError(problems)
@@ -79,10 +82,10 @@ def _models(settings: Configuration) -> list[Found]:
     return found
 
 
-def _device(settings: Configuration) -> None:
+def _device(device: str, setting: str) -> None:
     from slipway.serving.devices import resolve_device  # with torch, which takes its time
 
-    resolve_device(settings.server.device)
+    resolve_device(device, setting)
 
 
 def _custom_ops(settings: Configuration) -> None:

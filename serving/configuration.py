@@ -173,6 +173,7 @@ class ModelSettings:
         minimum=0.0,
         maximum=100.0,
     )
+    device: str | None = setting(None, "as in `[server]`", flag="")
     instances: int | None = count(None, "as in `[scheduling]`", flag="", maximum=1024)
     max_batch_size: int | None = count(None, "as in `[scheduling]`", flag="")
     batch_delay_ms: float | None = setting(

@@ -74,7 +74,7 @@ grace_seconds = 3
         "FILE:12: batch_delay_ms is nan; it must be in 0..60000",
         "FILE:20: unknown key 'grace_seconds' in [limits]; it belongs into [server]",
         "FILE:17: unknown key 'more' in [models.m]; there are version_policy, labels, shares, "
-        "instances, max_batch_size, batch_delay_ms, max_queue_requests, max_queue_bytes",
+        "device, instances, max_batch_size, batch_delay_ms, max_queue_requests, max_queue_bytes",
         "FILE:15: labels.stable must be an integer, not a string",
         "FILE:16: shares must be a table of numbers, not an integer",
     ]
@@ -206,7 +206,7 @@ def test_no_two_keys_have_one_flag() -> None:
 
 
 def test_models_override_only_what_scheduling_has() -> None:
-    own = {"version_policy", "labels", "shares"}
+    own = {"version_policy", "labels", "shares", "device"}
     scheduling = settings_of(sections()["scheduling"])
     assert set(settings_of(ModelSettings)) - own == set(scheduling)
     for name, setting in scheduling.items():

@@ -5,7 +5,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 
 from slipway.serving.control import ControlMode, RepositoryControl
 from slipway.serving.errors import (
@@ -14,8 +13,10 @@ from slipway.serving.errors import (
     PreconditionError,
     UnavailableError,
 )
+from slipway.serving.host import Host
 from slipway.serving.loader import Loader
 from slipway.serving.model import Environment
+from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.tests.serving.programs import write_affine
 
@@ -27,7 +28,7 @@ class Controlled:
         only: list[str] | None = [] if mode is ControlMode.EXPLICIT else None
         self.repository = Repository(root, only=only)
         self.changed = threading.Condition()
-        loader = Loader(torch.device("cpu"), Environment(), snapshot=True)
+        loader = Loader(Host(Processors(1)), Environment(), snapshot=True)
         self.control = RepositoryControl(
             self.repository, loader, mode, self.on_change, poll_seconds
         )

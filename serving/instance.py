@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
 from slipway.program import DataViolation, Method
+from slipway.serving.devices import Device
 from slipway.serving.errors import (
     DeviceError,
     InternalError,
@@ -17,7 +17,6 @@ from slipway.serving.errors import (
     ResourceExhaustedError,
     ServingError,
 )
-from slipway.serving.processors import Processors
 
 __all__ = ["Instance"]
 
@@ -37,13 +36,10 @@ class Instance:
       device: where the program's weights lie.
     """
 
-    def __init__(
-        self, subject: str, method: Method, device: torch.device, processors: Processors
-    ) -> None:
+    def __init__(self, subject: str, method: Method, device: Device) -> None:
         self.subject = subject
         self.device = device
         self._method = method
-        self._processors = processors
 
     def run(
         self, tensors: Sequence[torch.Tensor], *, may_divide: bool = True
@@ -64,27 +60,23 @@ class Instance:
           InternalError: the model failed.
         """
         try:
-            return self._processors.run(partial(self._run, tensors), may_divide=may_divide)
+            return self.device.run(self._method, tensors, may_divide=may_divide)
         except DataViolation as error:
             raise InvalidRequestError(f"{self.subject} refused the request: {error}") from error
         except (MemoryError, RuntimeError, IndexError, ValueError) as error:
             raise self._translated(error) from error
-
-    def _run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        with torch.inference_mode():
-            placed = [tensor.to(self.device) for tensor in tensors]
-            return [tensor.to("cpu") for tensor in self._method.run(placed)]
 
     def release(self) -> None:
         """Lets go of the program; no call may come any more."""
         del self._method
 
     def _translated(self, error: Exception) -> ServingError:
+        device = self.device.torch_device
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
             error
         ):
             return ResourceExhaustedError(
-                f"{self.subject} needs more memory for this request than {self.device} has left: "
+                f"{self.subject} needs more memory for this request than {device} has left: "
                 "send fewer or smaller inputs"
             )
         lookup = _LOOKUP.search(str(error))
@@ -95,9 +87,7 @@ class Instance:
                 f"does not exist, such as a token outside the vocabulary ({lookup[0]})"
             )
         if isinstance(error, torch.AcceleratorError):
-            _LOGGER.critical("%s: %s failed", self.subject, self.device, exc_info=error)
-            return DeviceError(
-                f"{self.subject} failed: {self.device} is in error, and the server stops"
-            )
+            _LOGGER.critical("%s: %s failed", self.subject, device, exc_info=error)
+            return DeviceError(f"{self.subject} failed: {device} is in error, and the server stops")
         _LOGGER.error("%s failed while running", self.subject, exc_info=error)
         return InternalError(f"{self.subject} failed while running; the server's log has the cause")

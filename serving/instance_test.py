@@ -14,6 +14,7 @@ from slipway.serving.errors import (
     ResourceExhaustedError,
     ServingError,
 )
+from slipway.serving.host import Host
 from slipway.serving.instance import Instance
 from slipway.serving.processors import Processors
 
@@ -32,7 +33,7 @@ class FakeMethod:
 
 
 def instance_of(method: FakeMethod) -> Instance:
-    return Instance("model 'm' version 1", cast(Method, method), torch.device("cpu"), Processors(1))
+    return Instance("model 'm' version 1", cast(Method, method), Host(Processors(1)))
 
 
 def test_outputs_come_in_order() -> None:

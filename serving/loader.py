@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from slipway.program.compiled import Execution, use_compiled, use_graphs, withou
 from slipway.program.errors import CompiledCodeError
 from slipway.program.interpreter import use_interpreter
 from slipway.program.shards import Verification
-from slipway.serving.memory import available_memory
+from slipway.serving.devices import Device
 from slipway.serving.model import Environment, Model, models_of
 from slipway.serving.signature import SignatureError
 from slipway.serving.versions import weights_size
@@ -56,7 +56,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """Loads versions onto one device.
+    """Loads versions onto devices.
 
     Attributes:
       device: where the programs run.
@@ -68,9 +68,10 @@ class Loader:
         that one has gone, so that for a while there is none; else it is not loaded.
       compiled: whether compiled code of programs runs, with all rights of this process.
       graph_engine: what runs graphs, where it can.
+      model_devices: where models run that do not run on `device`, by their name.
     """
 
-    device: torch.device
+    device: Device
     environment: Environment
     custom_ops: Collection[str] = ()
     verification: Verification = "full"
@@ -78,23 +79,31 @@ class Loader:
     swaps: bool = False
     compiled: CompiledUse = "never"
     graph_engine: GraphEngine = "interpreter"
+    model_devices: Mapping[str, Device] = field(default_factory=dict)
 
-    def lack_of_memory(self, path: Path) -> str:
+    @property
+    def devices(self) -> list[Device]:
+        """Returns all devices, each once, the one for most models first."""
+        return list(dict.fromkeys([self.device, *self.model_devices.values()]))
+
+    def lack_of_memory(self, path: Path, name: str) -> str:
         """Returns why a version does not fit beside what is loaded, or "" if it does.
 
         Args:
           path: of the program's directory.
+          name: of the model.
         """
-        if not self.snapshot and self.device.type == "cpu":
+        device = self._device(name)
+        if not self.snapshot and device.torch_device.type == "cpu":
             return ""  # mapped files take no memory that the system could not have back
         needed = int(weights_size(path) * _MEMORY_MARGIN)
-        free = available_memory(self.device)
+        free = device.available_memory()
         if needed <= free:
             return ""
         return (
-            f"it needs {needed} bytes of memory on {self.device}, and {free} are free: remove "
-            "other versions first, or let it take the place of the old one before it is loaded "
-            "(--when-memory-is-short=swap)"
+            f"it needs {needed} bytes of memory on {device.torch_device}, and {free} are free: "
+            "remove other versions first, or let it take the place of the old one before it is "
+            "loaded (--when-memory-is-short=swap)"
         )
 
     def load(
@@ -118,20 +127,19 @@ class Loader:
           LoadError: it cannot be served.
         """
         started = time.monotonic()
+        device = self._device(name)
         models: list[Model] = []
         try:
             program = load(
                 path,
-                self.device,
+                device.torch_device,
                 custom_ops=self.custom_ops,
                 verify=self.verification,
                 snapshot=self.snapshot,
             )
-            execution, _ = self.environment.processors.run(
-                partial(self._choose_execution, program, path, name)
-            )
+            execution = device.prepare(partial(self._choose_execution, program, path, name))
             _LOGGER.info("model '%s' version %d runs as %s", name, version, execution)
-            models = models_of(program, name, version, self.device, self.environment, execution)
+            models = models_of(program, name, version, device, self.environment, execution)
             for model in models:
                 if is_taken(model.name):
                     raise SignatureError(
@@ -148,6 +156,9 @@ class Loader:
             raise _load_error(error, path, name, version) from error
         seconds = time.monotonic() - started
         return [dataclasses.replace(model, load_seconds=seconds) for model in models]
+
+    def _device(self, name: str) -> Device:
+        return self.model_devices.get(name, self.device)
 
     def _instances(self, name: str) -> int:
         options = self.environment.model_options.get(name, self.environment.options)

@@ -4,15 +4,18 @@ import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from slipway.serving.host import Host
 from slipway.serving.loader import Loader, LoadError
 from slipway.serving.model import Environment, Model
+from slipway.serving.processors import Processors
 from slipway.tests.serving.programs import write_affine
 
-CPU = torch.device("cpu")
+CPU = Host(Processors(1))
 
 
 @pytest.fixture
@@ -95,10 +98,36 @@ def test_a_lack_of_the_machine_is_told_apart_from_a_fault_of_the_files(path: Pat
     assert caught.value.is_passing
 
 
-def test_what_needs_more_memory_than_there_is_says_how_much(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("slipway.serving.loader.available_memory", lambda device: 10)
-    assert Loader(CPU, Environment(), snapshot=False).lack_of_memory(path) == ""
-    lack = Loader(CPU, Environment(), snapshot=True).lack_of_memory(path)
+class SmallHost(Host):
+    """The host as if it had little memory, which counts the batches that it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(Processors(1))
+        self.batches = 0
+
+    def available_memory(self) -> int:
+        return 10
+
+    def run(self, *args: Any, **kwargs: Any) -> tuple[list[torch.Tensor], float]:
+        self.batches += 1
+        return super().run(*args, **kwargs)
+
+
+def test_what_needs_more_memory_than_there_is_says_how_much(path: Path) -> None:
+    device = SmallHost()
+    assert Loader(device, Environment(), snapshot=False).lack_of_memory(path, "affine") == ""
+    lack = Loader(device, Environment(), snapshot=True).lack_of_memory(path, "affine")
     assert "bytes of memory on cpu, and 10 are free" in lack
+
+
+def test_models_run_on_devices_of_their_own(path: Path) -> None:
+    own = SmallHost()
+    loader = Loader(CPU, Environment(), snapshot=True, model_devices={"affine": own})
+    assert loader.devices == [CPU, own]
+    assert "10 are free" in loader.lack_of_memory(path, "affine")
+    assert loader.lack_of_memory(path, "another") == ""
+    for name, expected in (("affine", 1), ("another", 1)):
+        (model,) = loader.load(path, name, 1, {}, lambda _: False)
+        model.executor.warm_up([(2,)])
+        model.scheduler.close()
+        assert own.batches == expected

@@ -8,7 +8,7 @@ new time series. The names of compiled targets come from the repository too.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +24,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from slipway.program import VERSION
+from slipway.serving.devices import Device
 from slipway.serving.histograms import Histogram
 from slipway.serving.inference import InferenceFrontend
-from slipway.serving.memory import allocated_memory, available_memory
 from slipway.serving.model import Model
 from slipway.serving.repository import Repository
 from slipway.serving.scheduler import MemoryBudget
@@ -49,7 +49,7 @@ class Sources:
       frontend: counts requests for no model.
       streams: that are open.
       memory: of all requests.
-      device: where models run.
+      devices: where models run.
     """
 
     repository: Repository
@@ -57,7 +57,7 @@ class Sources:
     frontend: InferenceFrontend
     streams: InferenceStreams
     memory: MemoryBudget
-    device: torch.device
+    devices: Sequence[Device]
 
 
 class Metrics:
@@ -112,17 +112,21 @@ class _ServerCollector(Collector):
             "Bytes that the requests in the server may have.",
             sources.memory.limit,
         )
-        device = str(sources.device)
-        memory = [
-            ("allocated", "held by this process", allocated_memory(sources.device)),
-            ("available", "that can still be had", available_memory(sources.device)),
-        ]
-        for name, text, size in memory:
-            family = GaugeMetricFamily(
-                f"slipway_device_memory_{name}_bytes", f"Bytes {text}.", labels=["device"]
-            )
-            family.add_metric([device], size)
-            yield family
+        allocated = GaugeMetricFamily(
+            "slipway_device_memory_allocated_bytes",
+            "Bytes held by this process.",
+            labels=["device"],
+        )
+        available = GaugeMetricFamily(
+            "slipway_device_memory_available_bytes",
+            "Bytes that can still be had.",
+            labels=["device"],
+        )
+        for device in sources.devices:
+            labels = [str(device.torch_device)]
+            allocated.add_metric(labels, device.allocated_memory())
+            available.add_metric(labels, device.available_memory())
+        yield from (allocated, available)
         yield from self._repository()
 
     def _repository(self) -> Iterator[Metric]:

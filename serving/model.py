@@ -15,8 +15,8 @@ from slipway.program.compiled import Execution
 from slipway.program.native_code import NativeCode
 from slipway.serving.arrivals import Arrivals
 from slipway.serving.batch_executor import BatchExecutor
+from slipway.serving.devices import Device
 from slipway.serving.instance import Instance
-from slipway.serving.processors import Processors
 from slipway.serving.scheduler import MemoryBudget, Scheduler, SchedulingOptions
 from slipway.serving.signature import Signature
 from slipway.serving.statistics import ModelStatistics
@@ -37,15 +37,13 @@ class Environment:
       model_options: of models for which it is something else, by their name.
       memory: for the requests of all models.
       on_device_failure: called when a device fails for good.
-      processors: that batches run on.
-      arrivals: who takes in what arrives.
+      arrivals: who takes in what arrives while batches run on the host.
     """
 
     options: SchedulingOptions = field(default_factory=SchedulingOptions)
     memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(sys.maxsize))
     on_device_failure: Callable[[], None] = _nothing
     model_options: Mapping[str, SchedulingOptions] = field(default_factory=dict)
-    processors: Processors = field(default_factory=lambda: Processors(1))
     arrivals: Arrivals = field(default_factory=lambda: Arrivals(1))
 
 
@@ -122,7 +120,7 @@ def models_of(
     program: Program,
     name: str,
     version: int,
-    device: torch.device,
+    device: Device,
     environment: Environment,
     execution: Execution,
 ) -> list[Model]:
@@ -156,7 +154,7 @@ def models_of(
         own_name = name if plain else f"{name}.{method_name}"
         statistics = ModelStatistics()
         executor = BatchExecutor(
-            Instance(_subject(own_name, version), method, device, environment.processors),
+            Instance(_subject(own_name, version), method, device),
             method.contract,
             statistics,
         )
@@ -167,7 +165,7 @@ def models_of(
                 digest=program.digest or "",
                 contract=method.contract,
                 signature=signatures[method_name],
-                device=device,
+                device=device.torch_device,
                 statistics=statistics,
                 executor=executor,
                 scheduler=Scheduler(
@@ -175,7 +173,7 @@ def models_of(
                     options,
                     environment.memory,
                     environment.on_device_failure,
-                    environment.arrivals,
+                    environment.arrivals if device.takes_processors else Arrivals(sys.maxsize),
                 ),
                 execution=execution
                 if isinstance(method.engine, NativeCode) or execution.target is None

@@ -212,7 +212,7 @@ class Repository(ServedModels):
             return
         record.tried = now
         recent, swapped = self._latest(), []
-        lack = how.loader.lack_of_memory(self._path(name, version))
+        lack = how.loader.lack_of_memory(self._path(name, version), name)
         if lack and how.loader.swaps:
             swapped = self._swap_out(name, version, chosen, how)
             lack = ""

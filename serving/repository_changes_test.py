@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from slipway.serving.errors import NotFoundError, StartupError, UnavailableError
+from slipway.serving.host import Host
 from slipway.serving.loader import Loader
 from slipway.serving.model import Environment, Model
 from slipway.serving.plan import InferenceRequest
+from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository, State
 from slipway.serving.request_queue import PendingRequest
 from slipway.serving.versions import VersionPolicy
 from slipway.tests.serving.programs import write_affine
 
-CPU = torch.device("cpu")
+CPU = Host(Processors(1))
 LATEST = VersionPolicy(latest=1)
 
 
@@ -185,6 +187,8 @@ def test_the_last_version_that_works_stays_though_its_files_are_gone(
     following.look(4)
     assert following.default.version == 2
     assert "it is gone from the repository" in following.lines()[2][1]
+    while following.lines()[1][0] is State.UNLOADING:
+        time.sleep(0.01)
     assert following.lines()[1][0] is State.UNAVAILABLE
 
 
@@ -251,7 +255,7 @@ def test_a_version_that_memory_does_not_suffice_for_is_tried_again(
 ) -> None:
     write_affine(following.root / "affine" / "2")
     with monkeypatch.context() as patch:
-        patch.setattr("slipway.serving.loader.available_memory", lambda device: 0)
+        patch.setattr(Host, "available_memory", lambda self: 0)
         following.look(3)
         assert following.default.version == 1
         assert "and 0 are free" in following.lines()[2][1]
@@ -263,7 +267,7 @@ def test_a_version_that_memory_does_not_suffice_for_is_tried_again(
 def swapping(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Following]:
     following = Following(root)
     following.loader = Loader(CPU, Environment(), snapshot=True, swaps=True)
-    monkeypatch.setattr("slipway.serving.loader.available_memory", lambda device: 0)
+    monkeypatch.setattr(Host, "available_memory", lambda self: 0)
     yield following
     following.repository.close()
 

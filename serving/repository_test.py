@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from slipway.serving.errors import (
     InvalidRequestError,
@@ -11,12 +10,14 @@ from slipway.serving.errors import (
     StartupError,
     UnavailableError,
 )
+from slipway.serving.host import Host
 from slipway.serving.loader import Loader
 from slipway.serving.model import Environment
+from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository, State
 from slipway.tests.serving.programs import write_affine
 
-CPU = torch.device("cpu")
+CPU = Host(Processors(1))
 LOADER = Loader(CPU, Environment())
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 
 from slipway.proto import open_inference_pb2 as protocol
@@ -19,14 +18,16 @@ from slipway.serving.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from slipway.serving.host import Host
 from slipway.serving.loader import Loader
 from slipway.serving.model import Environment
 from slipway.serving.plan import InferenceRequest
+from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.serving.request_reader import DEFAULT_PRIORITY, RequestReader
 from slipway.tests.serving.programs import write_affine, write_lookup
 
-LOADER = Loader(torch.device("cpu"), Environment())
+LOADER = Loader(Host(Processors(1)), Environment())
 
 
 @pytest.fixture(scope="module")

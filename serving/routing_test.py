@@ -4,11 +4,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 from slipway.serving.errors import InvalidRequestError, NotFoundError
+from slipway.serving.host import Host
 from slipway.serving.loader import Loader
 from slipway.serving.model import Environment
+from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.serving.routing import Route
 from slipway.tests.serving.programs import write_affine
@@ -54,7 +55,7 @@ def loaded(root: Path, route: Route, versions: tuple[int, ...]) -> Repository:
     for version in versions:
         write_affine(root / "affine" / str(version))
     repository = Repository(root, routes={"affine": route})
-    repository.update(Loader(torch.device("cpu"), Environment()))
+    repository.update(Loader(Host(Processors(1)), Environment()))
     return repository
 
 

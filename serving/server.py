@@ -99,7 +99,7 @@ class InferenceServer:
             self._frontend,
             self._streams,
             loader.environment.memory,
-            loader.device,
+            loader.devices,
         )
         self._monitoring: Monitoring | None = None
         self._server = grpc.server(

@@ -13,8 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from slipway.program import Method
 from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.host import Host
 from slipway.serving.loader import Loader
 from slipway.serving.model import Environment
+from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.serving.server import InferenceServer
 from slipway.tests.serving.programs import write_affine
@@ -26,7 +28,7 @@ class Running:
     def __init__(self, root: Path) -> None:
         self.device_failed = threading.Event()
         environment = Environment(on_device_failure=self.device_failed.set)
-        loader = Loader(torch.device("cpu"), environment)
+        loader = Loader(Host(Processors(1)), environment)
         self.server = InferenceServer(Repository(root), loader)
         self.channel = grpc.insecure_channel(self.server.start("127.0.0.1", 0))
 

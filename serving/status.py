@@ -116,7 +116,7 @@ def status_document(sources: Sources, history: History, uptime: float) -> dict[s
         "phase": sources.service.phase.name,
         "ready": sources.service.is_ready(),
         "uptime_seconds": uptime,
-        "device": str(sources.device),
+        "device": ", ".join(str(device.torch_device) for device in sources.devices),
         "streams": sources.streams.open_count,
         "request_bytes": sources.memory.used,
         "refusals": sources.frontend.refusals.kinds,

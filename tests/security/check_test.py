@@ -75,6 +75,8 @@ path = "nothing"
 tls_certificate = "server.pem"
 tls_key = "server.key"
 inference_tokens = "tokens"
+[models.ranker]
+device = "cuda:01"
 """
     )
     result = run(f"--config={path}", "--check")
@@ -82,13 +84,14 @@ inference_tokens = "tokens"
     assert result.stdout == ""
     lines = result.stderr.removeprefix("slipway: error: ").replace(str(tmp_path), "DIR")
     found = dict(line.split(": ", 1) for line in lines.splitlines())
-    assert found["DIR/server.toml:2"].startswith("--device is 'tpu'")
+    assert found["DIR/server.toml:2"].startswith("device is 'tpu'")
     assert "no_such_module" in found["DIR/server.toml:3"]
     assert "no-such-host.invalid" in found["DIR/server.toml:4"]
     assert "DIR/nothing: No such file or directory" in found["DIR/server.toml:6"]
     assert found["DIR/server.toml:8"] == "cannot read DIR/server.pem: No such file or directory"
     assert found["DIR/server.toml:10"] == "cannot read DIR/tokens: No such file or directory"
-    assert len(found) == 6
+    assert found["DIR/server.toml:11"].startswith("device is 'cuda:01'; it must be cpu, cuda:N")
+    assert len(found) == 7
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.errors import ServingError
+from slipway.serving.host import Host
 from slipway.serving.loader import Loader
 from slipway.serving.model import Environment, Model
+from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.serving.request_queue import PendingRequest
 from slipway.serving.request_reader import RequestReader
@@ -88,7 +89,7 @@ class Bench:
                 write(directory)
         self.arrivals = environment.arrivals
         self.repository = Repository(root)
-        self.repository.update(Loader(torch.device("cpu"), environment))
+        self.repository.update(Loader(Host(Processors(1)), environment))
         self.reader = RequestReader(self.repository)
 
     def model(self, name: str) -> Model:
