@@ -38,13 +38,14 @@ class BatchCost:
 
     @property
     def worth(self) -> float | None:
-        """Returns how many bytes take as long as having a batch at all; None if not known.
+        """Returns by how many bytes to pad, at most, for a request more in a batch, or None.
 
-        It pays to make a batch larger by fewer than these for having one batch less.
+        They take half as long as to have a batch at all: a request that is left behind may find
+        others that are closer to it, and so not have one to itself either.
         """
         if self._per_batch is None or self._per_byte <= 0:
             return None
-        return self._per_batch / self._per_byte
+        return self._per_batch / self._per_byte / 2
 
     def pays_alone(self, size: float) -> bool:
         """Returns whether `size` bytes are worth a batch, and a thread, of their own."""
