@@ -379,7 +379,9 @@ def test_whoever_ends_a_batch_takes_in_what_has_arrived_unless_enough_waits(
     busy = bench.occupy()
     bench.arrivals.connect(receive)
     busy.release()  # and nobody else has them run
+    until = time.monotonic() + 60
     while len(answers) < 5:
+        assert time.monotonic() < until, "nobody took in what had arrived"
         time.sleep(0)
     for answer in answers:
         answer.wait()
@@ -387,6 +389,20 @@ def test_whoever_ends_a_batch_takes_in_what_has_arrived_unless_enough_waits(
     assert sizes(bench) == {1: 2, 2: 2}
     # Not after the first batch of two, which left another.
     assert waiting == [0, 0, 0]
+
+
+def test_a_batch_counts_as_being_run_until_it_was_answered(make_bench: MakeBench) -> None:
+    bench = make_bench()
+
+    def rests() -> bool:
+        started = time.monotonic()
+        bench.arrivals.rest()
+        return time.monotonic() - started > 1.9e-3
+
+    busy = bench.occupy()
+    assert all(rests() for _ in range(5))
+    finish(bench, busy, [])
+    assert not all(rests() for _ in range(20))
 
 
 def test_a_delay_lets_a_batch_fill(make_bench: MakeBench) -> None:
