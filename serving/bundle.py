@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runfiles import Runfiles
 
-from slipway.serving.main import main
+from slipway.serving.polling import read_while_polling
 
 __all__ = ["run"]
 
@@ -34,4 +34,7 @@ def run(program: str, flags: Sequence[str], config: str = "") -> int:
             return 2
         found.append(location)
     files = [f"--config={location}" for location in found[1:]]
+    read_while_polling()
+    from slipway.serving.main import main
+
     return main([*files, f"--repository={Path(found[0]).parents[1]}", *flags, *sys.argv[1:]])

@@ -2,7 +2,10 @@
 
 import sys
 
-from slipway.serving.main import main
+from slipway.serving.polling import read_while_polling
 
 if __name__ == "__main__":
+    read_while_polling()
+    from slipway.serving.main import main
+
     sys.exit(main())

@@ -8,7 +8,8 @@ to ModelInfer is handled in the loop, the rest is passed on to grpcio. Every cal
 passes here, and is refused here if its caller may not make it, before its message is read.
 
 The loop has a thread, which rests while every processor runs a batch: whoever ends one takes a turn
-at the queue then.
+at the queue then. After `polling.read_while_polling`, whoever polls the queue also reads from the
+connections; else threads of gRPC's own do.
 
 The loop relies on the private parts of grpcio that its own server is built on. The lock pins the
 version, and //tests/serving and //tests/protocol fail should another one differ.
@@ -43,6 +44,10 @@ _NOW = 1
 
 _MOST_EVENTS = 256
 """Events that are handled before what has arrived is run."""
+
+_MOST_POLLS_WITHOUT_EVENT = 2
+"""Polls in a row that find no event, before there is taken to be none. Each poll reads from one
+connection, and what it reads may be a part of a message."""
 
 _NO_FLAGS = 0
 _OK = cygrpc.StatusCode.ok
@@ -260,11 +265,15 @@ class InferenceTransport:
           until: how long to wait for the first, in seconds since 1970; None for ever.
         """
         queue = self._state.completion_queue
-        received = 0
+        received = without = 0
         while received < _MOST_EVENTS and not self._is_over:
-            event = queue.poll(_NOW if received else until)
+            event = queue.poll(_NOW if received or without else until)
             if event.completion_type == cygrpc.CompletionType.queue_timeout:
-                break
+                without += 1
+                if without > _MOST_POLLS_WITHOUT_EVENT:
+                    break
+                continue
+            without = 0
             if not self._process(event):
                 self._is_over = True
             # An event may hold the last reference to its call, which must not live while polling.

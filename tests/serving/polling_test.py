@@ -1,0 +1,53 @@
+"""Who reads requests: no thread that takes a processor from a batch for each message."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runfiles import Runfiles
+from tritonclient.grpc import InferenceServerClient
+
+from slipway.tests.serving.server_process import server_command, server_environment
+
+CALLS = 500
+
+
+@pytest.fixture(params=["server", "bundle"])
+def server(request: pytest.FixtureRequest, repository: Path) -> Iterator[tuple[int, str]]:
+    """Gives the process and the address of //serving:server, and of a torch_server."""
+    command = server_command(f"--repository={repository}", "--port=0")
+    if request.param == "bundle":
+        runfiles = Runfiles.Create()
+        assert runfiles is not None
+        command = [runfiles.Rlocation("slipway/tests/serving/bundle"), "--port=0"]
+    process = subprocess.Popen(command, env=server_environment(), stdout=subprocess.PIPE, text=True)
+    with process:
+        try:
+            assert process.stdout is not None
+            yield process.pid, process.stdout.readline().split()[-1]
+        finally:
+            process.kill()
+
+
+def test_messages_wake_no_thread_of_grpc(server: tuple[int, str]) -> None:
+    process, address = server
+    with InferenceServerClient(address) as client:
+        assert client.is_server_live()
+        before = wakings(process)
+        assert all(client.is_server_live() for _ in range(CALLS))
+        # Its timers go on.
+        assert wakings(process) - before < CALLS / 2
+
+
+def wakings(process: int) -> int:
+    """Returns how often the threads that gRPC has for connections waited for something."""
+    counts = []
+    for task in Path(f"/proc/{process}/task").iterdir():
+        if (task / "comm").read_text().strip() == "event_engine":
+            lines = (task / "status").read_text().splitlines()
+            counts += [int(line.split()[1]) for line in lines if line.startswith("voluntary")]
+    assert counts, "gRPC names its threads otherwise, or the process is another"
+    return sum(counts)
