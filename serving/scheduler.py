@@ -51,6 +51,9 @@ _CALM_AFTER = 4
 _INLINE_AFTER = 8
 """Batches that must have been measured before."""
 
+_RESERVE = 1.1
+"""How much longer than expected it may take until a request that has a deadline is answered."""
+
 _RAISE_AFTER = 100
 """Batches as large as memory allowed before a larger one is tried again."""
 
@@ -212,10 +215,15 @@ class Scheduler:
                 if pending.expires <= pending.arrived:
                     raise self._deadline_error(pending)
                 wait = self._wait_seconds()
-                if queue.count and pending.arrived + wait > pending.expires:
+                # As if it were like all others: those that take long are not to be refused
+                # for ever because others still fit in.
+                own = pending.rows * self._row_seconds
+                answered = pending.arrived + _RESERVE * (wait + own)
+                if queue.count and answered > pending.expires:
                     raise OverloadedError(
-                        f"{self._executor.subject} would not come to this request before its "
-                        f"deadline: {queue.count} requests wait, which takes {wait:.3g} seconds",
+                        f"{self._executor.subject} would not answer this request before its "
+                        f"deadline: {queue.count} requests wait, which takes {wait:.3g} seconds, "
+                        f"and it takes {own:.3g} itself",
                         retry_after=wait,
                     )
                 self._next_expiry = min(self._next_expiry, pending.expires)
@@ -357,7 +365,7 @@ class Scheduler:
     def _run(self, batch: Sequence[PendingRequest], *, is_quick: bool = False) -> None:
         try:
             started = time.monotonic()
-            needed = sum(pending.rows for pending in batch) * self._row_seconds
+            needed = self._batch_seconds(batch)
             live = [pending for pending in batch if self._is_wanted(pending, started, needed)]
             if live:
                 times = self._execute(live, is_quick)
@@ -451,6 +459,12 @@ class Scheduler:
             share = max(_SMOOTHING, 1 / (self._measured - 1))
             self._processor_seconds += share * (times.processor - self._processor_seconds)
             self._row_seconds += share * (seconds / max(rows, 1) - self._row_seconds)
+
+    def _batch_seconds(self, batch: Sequence[PendingRequest]) -> float:
+        """Returns how long a batch will take."""
+        if self._cost.is_known:
+            return self._cost.seconds(_padded_size(batch))
+        return sum(pending.rows for pending in batch) * self._row_seconds
 
     def _wait_seconds(self) -> float:
         """Returns how long the requests that wait will take."""

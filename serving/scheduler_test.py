@@ -171,12 +171,53 @@ def test_a_request_that_cannot_be_run_in_time_is_refused_at_once(make_bench: Mak
         answer.wait()
     busy = bench.occupy()
     waiting = [bench.submit(affine()) for _ in range(3)]
-    with pytest.raises(OverloadedError, match="would not come to this request before") as caught:
+    with pytest.raises(OverloadedError, match="would not answer this request before") as caught:
         bench.submit(affine(), expires_in=1e-9)
     assert caught.value.retry_after > 0
     answer = bench.submit(affine(), expires_in=3600)
     finish(bench, busy, [*waiting, answer])
     assert answer.outputs
+
+
+@pytest.fixture
+def slow_lookup(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A scheduler that has learned that lookup takes 12.5 ms for each token."""
+    original = Method.run
+
+    def run(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        time.sleep(tensors[0].numel() / 80)
+        return original(self, tensors)
+
+    monkeypatch.setattr(Method, "run", run)
+    bench = make_bench()
+    for _ in range(5):
+        for count in (1, 16):
+            answer = bench.submit(lookup([[1] * count]))
+            bench.run("lookup")
+            answer.wait()
+    return bench
+
+
+def test_a_request_is_not_taken_on_if_it_could_be_begun_in_time_but_not_answered(
+    slow_lookup: Bench,
+) -> None:
+    busy = slow_lookup.occupy("lookup")
+    waiting = slow_lookup.submit(lookup([[1] * 8]))
+    # Each of the two takes about 100 ms.
+    with pytest.raises(OverloadedError, match="would not answer this request before"):
+        slow_lookup.submit(lookup([[1] * 8]), expires_in=0.15)
+    finish(slow_lookup, busy, [waiting], "lookup")
+    assert waiting.outputs
+
+
+def test_a_request_is_not_run_if_it_takes_longer_than_there_is_left(slow_lookup: Bench) -> None:
+    busy = slow_lookup.occupy("lookup")
+    late = slow_lookup.submit(lookup([[1] * 16]), expires_in=0.4)
+    time.sleep(0.25)
+    # There are 150 ms left. Others need less, but it takes 200.
+    finish(slow_lookup, busy, [late], "lookup")
+    assert isinstance(late.error, DeadlineError)
+    assert "was not run" in str(late.error)
 
 
 def test_a_request_whose_time_is_over_is_refused_at_once(make_bench: MakeBench) -> None:
