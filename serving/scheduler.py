@@ -43,7 +43,8 @@ _INLINE_BUDGET_SECONDS = 5e-3
 """How long the receiving thread runs batches before it looks at what has arrived."""
 
 _TINY_SECONDS = 5e-4
-"""A batch that takes less is run by the receiving thread even if others come at the same time."""
+"""A batch that takes less of a processor is run by the receiving thread even if others come at the
+same time."""
 
 _CALM_AFTER = 4
 """Requests that must have come one at a time for the receiving thread to run longer batches."""
@@ -157,6 +158,9 @@ class Scheduler:
         self._quick_size = 0
         self._processor_seconds = self._row_seconds = 0.0
         self._cost = BatchCost()
+        # Without what they wait for: batches that were handed over wait for Python's lock, and are
+        # not to seem long for that, and be handed over for ever.
+        self._processor_cost = BatchCost()
         self._most_rows = self._max_rows = min(options.max_batch_size, executor.max_rows)
         # Batches of `_max_rows` that ran since there was no memory for more.
         self._full = 0
@@ -248,7 +252,7 @@ class Scheduler:
                 batch = self._take()
                 if _size(batch) > 2 * self._quick_size or (
                     self._calm < _CALM_AFTER
-                    and self._cost.seconds(_padded_size(batch)) > _TINY_SECONDS
+                    and self._processor_cost.seconds(_padded_size(batch)) > _TINY_SECONDS
                 ):
                     # How long it takes is not known, or there is more to receive meanwhile.
                     self._handed.append(batch)
@@ -453,6 +457,7 @@ class Scheduler:
                     self._max_rows = min(self._most_rows, self._max_rows + 1 + self._max_rows // 4)
                     self._full = 0
             self._cost.add(_padded_size(batch), times.input + times.compute)
+            self._processor_cost.add(_padded_size(batch), times.processor)
             self._measured += 1
             if self._measured == 1:
                 return  # it made memory and threads ready, and says nothing of the next ones

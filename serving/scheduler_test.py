@@ -404,6 +404,29 @@ def test_a_model_that_takes_no_time_is_run_by_the_thread_that_receives(
     assert scheduler.is_inline
 
 
+def test_a_batch_that_waits_for_something_is_not_left_to_others_for_that(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Method.run
+
+    def run(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        time.sleep(1e-3)
+        return original(self, tensors)
+
+    monkeypatch.setattr(Method, "run", run)
+    bench = make_bench()
+    for _ in range(200):
+        answers = [bench.submit(affine()) for _ in range(2)]
+        bench.run()
+        for answer in answers:
+            answer.wait()
+        if answers[0].thread is threading.current_thread():
+            return
+        while bench.model("affine").scheduler.running:
+            time.sleep(0)
+    pytest.fail("every batch was handed over")
+
+
 def test_whoever_ends_a_batch_takes_in_what_has_arrived_unless_enough_waits(
     make_bench: MakeBench,
 ) -> None:
