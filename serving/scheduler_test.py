@@ -215,9 +215,9 @@ def test_a_request_is_not_taken_on_if_it_could_be_begun_in_time_but_not_answered
 
 def test_a_request_is_not_run_if_it_takes_longer_than_there_is_left(slow_lookup: Bench) -> None:
     busy = slow_lookup.occupy("lookup")
-    late = slow_lookup.submit(lookup([[1] * 16]), expires_in=0.4)
-    time.sleep(0.25)
-    # There are 150 ms left. Others need less, but it takes 200.
+    late = slow_lookup.submit(lookup([[1] * 16]), expires_in=0.88)
+    time.sleep(0.7)  # longer than it takes, or it would be tried all the same
+    # There are 180 ms left. Others need less, but it takes 200.
     finish(slow_lookup, busy, [late], "lookup")
     assert isinstance(late.error, DeadlineError)
     assert "was not run" in str(late.error)
