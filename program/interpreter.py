@@ -2,12 +2,13 @@
 
 Python runs a graph's operators one by one, holding the interpreter lock between them: on small
 tensors that takes as long as the operators do, and threads gain nothing from a second processor.
-Torch's interpreter has no lock. It is built here node by node, never from text, and takes what it
-knows: tensors, integers and lists of them. Other graphs stay with Python.
+Torch's interpreter has no lock. A graph is built here node by node, never from text, and takes what
+the interpreter knows: tensors, integers and lists of them. Other graphs stay with Python.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from slipway.program import linears
 from slipway.program.cases import AnsweredCase
 from slipway.program.convolutions import prepare_convolutions
 from slipway.program.engine import EngineFailure
 from slipway.program.errors import NotInterpretableError
+from slipway.program.masks import clamp_by_masks, masked_fill
 from slipway.program.program import Program
 
 __all__ = ["InterpretedGraph", "use_interpreter"]
@@ -66,6 +69,9 @@ def use_interpreter(program: Program) -> list[str]:
             graph, weights = method.graph_module.graph, method.weights
             if program.device.type == "cpu":
                 graph, weights = prepare_convolutions(graph, weights)
+                graph = clamp_by_masks(graph)
+                if linears.onednn_is_faster():
+                    graph = linears.join_linears(graph, weights)
             engine = InterpretedGraph(graph, weights)
             for case in program.cases:
                 if isinstance(case, AnsweredCase) and case.method == name:
@@ -156,11 +162,52 @@ class _Builder:
         if target in _SIZES:
             inputs = [self._value(item) for item in node.args]
             return self._emit(_SIZES[target], inputs, [_Types.IntType.get()])[0]
+        if target is linears.linear_chain:
+            return self._linear_chain(node)
+        if target is masked_fill:
+            return self._scripted(masked_fill, *map(self._value, node.args))
         if not isinstance(target, torch._ops.OpOverload) or node.kwargs.keys() - {
             argument.name for argument in target._schema.arguments
         }:
             raise NotInterpretableError(f"it has no operator for {target}")
         return self._operator(node, target)
+
+    def _linear_chain(self, node: fx.Node) -> Any:
+        given, weights, biases, activations, fewest_rows = node.args
+        x = self._value(given)
+        layers = [
+            (activation, self._value(weight), self._value(bias))
+            for activation, weight, bias in zip(activations, weights, biases, strict=True)
+        ]
+
+        def with_onednn() -> Any:
+            result = self._scripted(linears.pad_rows, x)
+            for activation, weight, bias in layers:
+                result = self._scripted(linears.ONEDNN_LAYERS[activation], result, weight, bias)
+            return self._scripted(linears.restore_rows, result, x)
+
+        def with_torch() -> Any:
+            result = x
+            for activation, weight, bias in layers:
+                result = self._scripted(linears.TORCH_LAYERS[activation], result, weight, bias)
+            return result
+
+        is_large = self._scripted(linears.is_large, x, self._value(fewest_rows))
+        return self._either(is_large, with_onednn, with_torch)
+
+    def _scripted(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Returns what a function in TorchScript gives for values."""
+        return self._graph.insertGraph(_script(function).graph, list(inputs))[0]
+
+    def _either(self, condition: Any, first: Callable[[], Any], second: Callable[[], Any]) -> Any:
+        """Returns a tensor that one or the other computes, as a condition says."""
+        call = self._graph.insertNode(self._graph.create("prim::If", [condition], 1))
+        for build in (first, second):
+            block = call.addBlock()
+            with self._graph.insert_point_guard(block):
+                block.registerOutput(build())
+        call.output().setType(_Types.TensorType.get())
+        return call.output()
 
     def _operator(self, node: fx.Node, target: torch._ops.OpOverload) -> Any:
         schema = target._schema
@@ -265,6 +312,11 @@ class _Builder:
                 raise NotInterpretableError("several results are used as one")
             return value
         return self._graph.insertConstant(given)
+
+
+@functools.cache
+def _script(function: Callable[..., torch.Tensor]) -> Any:
+    return torch.jit.script(function)
 
 
 _CONVERSIONS: dict[str, Callable[[Any], Any]] = {"FloatType": float, "BoolType": bool}
