@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 
 __all__ = ["Arrivals"]
 
 _REST_SECONDS = 2e-3
 """How long the receiving thread leaves alone what arrives while every processor runs a batch."""
+
+_SHORT_REST_SECONDS = 5e-4
+"""The same while requests are refused: those need not wait for the end of a batch."""
+
+_REFUSING_SECONDS = 0.1
+"""How long after a refusal another is to be expected."""
 
 
 def _nothing() -> None:
@@ -29,6 +37,7 @@ class Arrivals:
         """Makes one for a process with so many processors."""
         self._processors = processors
         self._running = 0
+        self._last_refusal = -math.inf
         self._lock = threading.Lock()
         self._is_wanted = threading.Event()
         self._receive: Callable[[], None] = _nothing
@@ -55,8 +64,13 @@ class Arrivals:
         """Has the receiving thread do it again, as the calling thread has nothing to run."""
         self._is_wanted.set()
 
+    def note_refusal(self) -> None:
+        """Has the receiving thread rest for less, since there is more than can be run."""
+        self._last_refusal = time.monotonic()
+
     def rest(self) -> None:
         """Waits for a moment, in the receiving thread, if every processor runs a batch."""
         if self._running >= self._processors:
+            is_refusing = time.monotonic() < self._last_refusal + _REFUSING_SECONDS
             self._is_wanted.clear()
-            self._is_wanted.wait(_REST_SECONDS)
+            self._is_wanted.wait(_SHORT_REST_SECONDS if is_refusing else _REST_SECONDS)

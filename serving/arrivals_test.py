@@ -31,6 +31,15 @@ def test_the_receiving_thread_rests_while_all_run_batches() -> None:
     assert min(rested(arrivals) for _ in range(20)) < RESTING
 
 
+def test_it_rests_for_less_while_requests_are_refused() -> None:
+    arrivals = Arrivals(1)
+    arrivals.begin()
+    arrivals.note_refusal()
+    assert min(rested(arrivals) for _ in range(20)) < RESTING
+    time.sleep(0.15)
+    assert min(rested(arrivals) for _ in range(20)) > RESTING
+
+
 def test_it_is_called_back_by_whoever_has_nothing_to_run() -> None:
     arrivals = Arrivals(1)
     arrivals.begin()

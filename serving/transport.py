@@ -29,7 +29,13 @@ from grpc_status import rpc_status
 
 from slipway.serving.arrivals import Arrivals
 from slipway.serving.authorization import Authorizer
-from slipway.serving.errors import InternalError, InvalidRequestError, ServingError, status_message
+from slipway.serving.errors import (
+    InternalError,
+    InvalidRequestError,
+    OverloadedError,
+    ServingError,
+    status_message,
+)
 
 __all__ = ["InferenceTransport", "WireCall"]
 
@@ -220,6 +226,8 @@ class InferenceTransport:
         try:
             self._on_request(call, message)
         except ServingError as error:
+            if isinstance(error, OverloadedError):
+                self._arrivals.note_refusal()
             call.fail(error)
         except Exception:
             _LOGGER.exception("ModelInfer failed")
