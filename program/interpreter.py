@@ -173,7 +173,7 @@ class _Builder:
         return self._operator(node, target)
 
     def _linear_chain(self, node: fx.Node) -> Any:
-        given, weights, biases, activations, fewest_rows = node.args
+        given, weights, biases, activations, fewest = node.args
         x = self._value(given)
         layers = [
             (activation, self._value(weight), self._value(bias))
@@ -192,7 +192,7 @@ class _Builder:
                 result = self._scripted(linears.TORCH_LAYERS[activation], result, weight, bias)
             return result
 
-        is_large = self._scripted(linears.is_large, x, self._value(fewest_rows))
+        is_large = self._scripted(linears.is_large, x, self._value(fewest))
         return self._either(is_large, with_onednn, with_torch)
 
     def _scripted(self, function: Callable[..., Any], *inputs: Any) -> Any:

@@ -45,7 +45,7 @@ def linear_chain(
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor | None],
     activations: Sequence[str],
-    fewest_rows: int,
+    fewest: int,
 ) -> torch.Tensor:
     """Returns what linear layers give one after the other, each with an activation behind it.
 
@@ -57,7 +57,7 @@ def linear_chain(
       weights: of each layer, float32, (outputs, inputs).
       biases: of each layer, float32, (outputs,), or None.
       activations: of each layer, a key of `TORCH_LAYERS`.
-      fewest_rows: from how many rows on oneDNN is faster.
+      fewest: from how many elements of `x` on oneDNN is faster.
     """
     for weight, bias, activation in zip(weights, biases, activations, strict=True):
         x = TORCH_LAYERS[activation](x, weight, bias)
@@ -67,9 +67,9 @@ def linear_chain(
 # What follows is TorchScript, which the interpreter takes in.
 
 
-def is_large(x: torch.Tensor, fewest_rows: int) -> bool:
-    """Returns whether (..., columns) has as many rows."""
-    return x.numel() // x.size(-1) >= fewest_rows
+def is_large(x: torch.Tensor, fewest: int) -> bool:
+    """Returns whether a tensor has as many elements."""
+    return x.numel() >= fewest
 
 
 def pad_rows(x: torch.Tensor) -> torch.Tensor:
@@ -200,14 +200,15 @@ def _join(first: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> list[fx.
             replaced.append(user)
             user = _only_user(user)
         node = user
-    weights = [linear.args[1] for linear in linears]
+    weights: list[Any] = [linear.args[1] for linear in linears]
     biases = [_bias(linear) for linear in linears]
     multiplications = sum(constants[weight].numel() for weight in weights)
+    columns = constants[weights[0]].size(1)
     fewest_rows = max(8, _LEAST_MULTIPLICATIONS * len(weights) // multiplications)
     graph, last = first.graph, replaced[-1]
     with graph.inserting_before(last):
         call = graph.call_function(
-            linear_chain, (first.args[0], weights, biases, activations, fewest_rows)
+            linear_chain, (first.args[0], weights, biases, activations, fewest_rows * columns)
         )
     last.replace_all_uses_with(call)
     for node in reversed(replaced):

@@ -137,22 +137,10 @@ class BatchExecutor:
                 if pending.record is not None:
                     pending.record.finish(None)
             return times
-        if len(batch) > 1:
-            _LOGGER.info("%s: running %d requests one by one", self.subject, len(batch))
-            for index, pending in enumerate(batch):
-                try:
-                    self.execute([pending])
-                except DeviceError as error:
-                    for rest in batch[index + 1 :]:
-                        self.fail(rest, error)
-                    raise
-            if isinstance(failure, ResourceExhaustedError):
-                raise failure
-            return None
-        if not isinstance(failure, ServingError):
-            _LOGGER.error("%s failed", self.subject, exc_info=failure)
-            failure = InternalError(f"{self.subject} failed; the server's log has the cause")
-        self.fail(batch[0], failure)
+        try:
+            self._recover(batch, failure)
+        finally:
+            del failure  # it holds this frame, and so the requests
         return None
 
     @property
@@ -209,6 +197,25 @@ class BatchExecutor:
         self.statistics.failed(time.monotonic() - pending.arrived, error)
         if pending.record is not None:
             pending.record.finish(error)
+
+    def _recover(self, batch: Sequence[PendingRequest], failure: Exception) -> None:
+        """Runs requests one by one that have failed together; answers one that has failed alone."""
+        if len(batch) > 1:
+            _LOGGER.info("%s: running %d requests one by one", self.subject, len(batch))
+            for index, pending in enumerate(batch):
+                try:
+                    self.execute([pending])
+                except DeviceError as error:
+                    for rest in batch[index + 1 :]:
+                        self.fail(rest, error)
+                    raise
+            if isinstance(failure, ResourceExhaustedError):
+                raise failure
+            return
+        if not isinstance(failure, ServingError):
+            _LOGGER.error("%s failed", self.subject, exc_info=failure)
+            failure = InternalError(f"{self.subject} failed; the server's log has the cause")
+        self.fail(batch[0], failure)
 
     def _answer(
         self, pending: PendingRequest, shapes: list[tuple[int, ...]], contents: list[memoryview]

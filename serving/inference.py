@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -115,7 +116,7 @@ class InferenceFrontend:
         """
         scheduler, pending = self._take(message, reply, deadline)
         _run(scheduler)
-        return partial(scheduler.cancel, pending)
+        return partial(_cancel, scheduler, weakref.ref(pending))
 
     def close(self) -> None:
         """Ends the threads; no request may be under way."""
@@ -123,7 +124,7 @@ class InferenceFrontend:
 
     def _take_call(self, call: WireCall, message: bytes) -> Scheduler:
         scheduler, pending = self._take(message, call, call.deadline)
-        call.on_cancel = partial(scheduler.cancel, pending)
+        call.on_cancel = partial(_cancel, scheduler, weakref.ref(pending))
         if call.cancelled:  # before there was anyone to tell
             scheduler.cancel(pending)
         return scheduler
@@ -208,6 +209,13 @@ class InferenceFrontend:
         except Exception:
             _LOGGER.exception("ModelInfer failed")
             call.fail(InternalError("ModelInfer failed; the server's log has the cause"))
+
+
+def _cancel(scheduler: Scheduler, reference: weakref.ref[PendingRequest]) -> None:
+    """Forgets a request, which its reply must not hold: it holds the reply, and the message."""
+    pending = reference()
+    if pending is not None:
+        scheduler.cancel(pending)
 
 
 def _run(scheduler: Scheduler) -> None:

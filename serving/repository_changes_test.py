@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
 import time
@@ -373,3 +374,15 @@ def test_only_what_is_asked_for_is_loaded_and_the_rest_is_listed(root: Path) -> 
 def test_a_model_to_load_that_is_not_there_is_exit_code_2(root: Path) -> None:
     with pytest.raises(StartupError, match="has no model missing to load; it has affine, other"):
         Repository(root, only=["missing", "affine"])
+
+
+def test_the_collector_looks_at_everything_again_once_something_is_unloaded(
+    following: Following,
+) -> None:
+    gc.freeze()
+    shutil.rmtree(following.root / "other")
+    following.look()
+    deadline = time.monotonic() + 30
+    while gc.get_freeze_count():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -44,7 +44,7 @@ class Reply(Protocol):
         """Answers with a status."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class PendingRequest:
     """A request that has been admitted and not been answered.
 
@@ -91,12 +91,7 @@ class RequestQueue:
         self._groups: dict[tuple[int, tuple[int, ...] | None], deque[PendingRequest]] = {}
 
     def put(self, pending: PendingRequest) -> None:
-        plan = pending.request.plan
-        key = (plan.priority, plan.group)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = deque()
-        group.append(pending)
+        self._groups.setdefault(_key(pending), deque()).append(pending)
         self._count(pending, 1)
 
     def remove(self, pending: PendingRequest) -> bool:
@@ -105,6 +100,12 @@ class RequestQueue:
             return False
         pending.removed = True
         self._count(pending, -1)
+        key = _key(pending)
+        group = self._groups[key]
+        while group and group[0].removed:
+            group.popleft()
+        if not group:
+            del self._groups[key]
         return True
 
     def next_batch(
@@ -175,22 +176,20 @@ class RequestQueue:
     def _first_group(self) -> deque[PendingRequest] | None:
         best: deque[PendingRequest] | None = None
         best_rank = (math.inf, math.inf)
-        empty = []
         for key, group in self._groups.items():
-            while group and group[0].removed:
-                group.popleft()
-            if not group:
-                empty.append(key)
-            elif (key[0], group[0].arrived) < best_rank:
+            if (key[0], group[0].arrived) < best_rank:
                 best, best_rank = group, (key[0], group[0].arrived)
-        for key in empty:
-            del self._groups[key]
         return best
 
     def _count(self, pending: PendingRequest, sign: int) -> None:
         self.count += sign
         self.rows += sign * pending.rows
         self.size += sign * pending.request.size
+
+
+def _key(pending: PendingRequest) -> tuple[int, tuple[int, ...] | None]:
+    plan = pending.request.plan
+    return plan.priority, plan.group
 
 
 def _worth_padding(

@@ -309,6 +309,7 @@ class Scheduler:
         give_way()
         while (batch := self._next_batch()) is not None:
             self._run(batch)
+            del batch  # which may be large, while waiting for the next
             if self._queue.rows < self._max_rows:
                 self._arrivals.take_in()
             if self._options.batch_delay:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import gc
 import threading
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -245,6 +246,7 @@ class ServedModels:
         def close() -> None:
             for model in models:
                 model.scheduler.close()
+            gc.unfreeze()  # what was there at the start may be garbage now
             with self._lock:
                 self._draining.pop(thread)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from slipway.serving.loader import Loader
 from slipway.serving.model import Environment
 from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
+from slipway.serving.request_queue import PendingRequest
 from slipway.serving.server import InferenceServer
 from slipway.tests.serving.programs import write_affine
 
@@ -33,9 +37,12 @@ class Running:
         self.channel = grpc.insecure_channel(self.server.start("127.0.0.1", 0))
 
     def infer(self) -> protocol.ModelInferResponse:
-        request = protocol.ModelInferRequest(model_name="affine", raw_input_contents=[bytes(16)])
-        request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
-        return protocol.ModelInferResponse.FromString(self.call("ModelInfer", request))
+        return protocol.ModelInferResponse.FromString(self.call("ModelInfer", infer_request()))
+
+    def stream(self, count: int) -> list[protocol.ModelStreamInferResponse]:
+        call = self.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        messages = iter([infer_request().SerializeToString()] * count)
+        return list(map(protocol.ModelStreamInferResponse.FromString, call(messages, timeout=60)))
 
     def is_ready(self) -> bool:
         data = self.call("ServerReady", protocol.ServerReadyRequest())
@@ -50,6 +57,12 @@ class Running:
         request = health_pb2.HealthCheckRequest(service=service)
         response = health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=60)
         return int(response.status)
+
+
+def infer_request() -> protocol.ModelInferRequest:
+    request = protocol.ModelInferRequest(model_name="affine", raw_input_contents=[bytes(16)])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    return request
 
 
 @pytest.fixture
@@ -85,7 +98,7 @@ def test_while_loading_it_is_unavailable_and_then_it_is_not(running: Running) ->
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def run(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        raise error
+        raise copy.copy(error)  # each has a traceback of its own
 
     monkeypatch.setattr(Method, "run", run)
 
@@ -118,3 +131,49 @@ def test_a_device_that_fails_is_reported_to_whoever_runs_the_server(
     assert code is grpc.StatusCode.INTERNAL
     assert "cpu is in error, and the server stops" in text
     assert running.device_failed.wait(60)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def await_no_request() -> None:
+    """Waits until no request is left in memory."""
+    deadline = time.monotonic() + 30
+    while any(type(item) is PendingRequest for item in gc.get_objects()):
+        assert time.monotonic() < deadline, "requests are kept after they were answered"
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_an_answered_request_is_freed_at_once(running: Running) -> None:
+    running.server.load(lambda: False)
+    for _ in range(5):
+        running.infer()
+    await_no_request()
+    assert len(running.stream(5)) == 5
+    await_no_request()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_request_that_fails_is_freed_at_once(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.server.load(lambda: False)
+    # What is logged with its traceback stays with the test's log.
+    fail_with(monkeypatch, IndexError("index out of range in self"))
+    for _ in range(5):
+        assert refusal(running)[0] is grpc.StatusCode.INVALID_ARGUMENT
+    await_no_request()
+    assert len(running.stream(5)) == 5
+    await_no_request()
+
+
+def test_the_collector_passes_over_what_is_loaded_at_the_start(running: Running) -> None:
+    running.server.load(lambda: False)
+    assert gc.get_freeze_count() > 10_000
+    gc.unfreeze()
