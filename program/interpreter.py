@@ -173,7 +173,8 @@ class _Builder:
         return self._operator(node, target)
 
     def _linear_chain(self, node: fx.Node) -> Any:
-        given, weights, biases, activations, fewest = node.args
+        arguments: Any = node.args
+        given, weights, biases, activations, fewest = arguments
         x = self._value(given)
         layers = [
             (activation, self._value(weight), self._value(bias))

@@ -88,7 +88,9 @@ def pad_rows(x: torch.Tensor) -> torch.Tensor:
 def restore_rows(result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Returns the rows that `pad_rows` had from a tensor, with as many dimensions as that."""
     rows = x.numel() // x.size(-1)
-    return result.narrow(0, 0, rows).reshape(x.size()[:-1] + [result.size(1)])  # noqa: RUF005
+    shape = list(x.shape[:-1])
+    shape.append(result.size(1))
+    return result.narrow(0, 0, rows).reshape(shape)
 
 
 def _torch_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -110,7 +112,8 @@ def _torch_linear_gelu(
 def _onednn_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
 
 
 def _onednn_linear_relu(
@@ -123,7 +126,8 @@ def _onednn_linear_relu(
 def _onednn_linear_gelu(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
+    return result
 
 
 Layer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -219,7 +223,8 @@ def _join(first: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> list[fx.
 def _is_linear(node: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> bool:
     if node.target is not _aten.linear.default or node.kwargs:
         return False
-    weight, bias = constants.get(node.args[1]), _bias(node)
+    weights: Any = node.args[1]
+    weight, bias = constants.get(weights), _bias(node)
     return (
         weight is not None
         and weight.dtype == torch.float32
