@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from slipway.program import Method
 from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.errors import InvalidRequestError, OverloadedError, ServingError
 from slipway.serving.host import Host
 from slipway.serving.loader import Loader
 from slipway.serving.model import Environment
 from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.serving.request_queue import PendingRequest
+from slipway.serving.scheduler import Scheduler
 from slipway.serving.server import InferenceServer
 from slipway.tests.serving.programs import write_affine
 
@@ -31,8 +34,8 @@ class Running:
 
     def __init__(self, root: Path) -> None:
         self.device_failed = threading.Event()
-        environment = Environment(on_device_failure=self.device_failed.set)
-        loader = Loader(Host(Processors(1)), environment)
+        self.environment = Environment(on_device_failure=self.device_failed.set)
+        loader = Loader(Host(Processors(1)), self.environment)
         self.server = InferenceServer(Repository(root), loader)
         self.channel = grpc.insecure_channel(self.server.start("127.0.0.1", 0))
 
@@ -177,3 +180,36 @@ def test_the_collector_passes_over_what_is_loaded_at_the_start(running: Running)
     running.server.load(lambda: False)
     assert gc.get_freeze_count() > 10_000
     gc.unfreeze()
+
+
+def test_whoever_receives_rests_for_less_after_a_refusal(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.server.load(lambda: False)
+    arrivals = running.environment.arrivals
+    arrivals.begin()  # as if the only processor ran a batch
+
+    def usual_rest() -> float:
+        rests = []
+        for _ in range(20):
+            started = time.monotonic()
+            arrivals.rest()
+            rests.append(time.monotonic() - started)
+        return statistics.median(rests)
+
+    assert usual_rest() > 1.9e-3
+
+    def refuse_with(error: ServingError) -> grpc.StatusCode:
+        def submit(self: Scheduler, pending: PendingRequest) -> None:
+            raise error
+
+        monkeypatch.setattr(Scheduler, "submit", submit)
+        return refusal(running)[0]
+
+    # What is refused for another reason says nothing of how much there is to do.
+    assert refuse_with(InvalidRequestError("wrong")) is grpc.StatusCode.INVALID_ARGUMENT
+    assert usual_rest() > 1.9e-3
+    overload = OverloadedError("too much", retry_after=0.1)
+    assert refuse_with(overload) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert usual_rest() < 1.9e-3
+    arrivals.end()
