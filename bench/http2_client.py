@@ -16,19 +16,30 @@ from typing import NamedTuple
 
 import hpack
 
-__all__ = ["NO_ANSWER", "OK", "ConnectionLost", "GrpcConnection", "Reply", "call", "framed"]
+__all__ = [
+    "DEADLINE_EXCEEDED",
+    "NO_ANSWER",
+    "OK",
+    "ConnectionLost",
+    "GrpcConnection",
+    "Reply",
+    "call",
+    "framed",
+]
 
 OK = 0
+DEADLINE_EXCEEDED = 4
 NO_ANSWER = -1
 """The status of a reply whose stream was reset, or ended without a status of gRPC's."""
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GO_AWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-_TABLE_SIZE, _INITIAL_WINDOW, _MAX_FRAME = 1, 4, 5
+_TABLE_SIZE, _MAX_STREAMS, _INITIAL_WINDOW, _MAX_FRAME = 1, 3, 4, 5
 _LARGEST_WINDOW = 2**31 - 1
 _REPLENISH = 2**30
-_RESETS = {8: "CANCEL", 7: "REFUSED_STREAM"}
+_REFUSED_STREAM = 7
+_RESETS = {8: "CANCEL", _REFUSED_STREAM: "REFUSED_STREAM"}
 
 
 class ConnectionLost(Exception):
@@ -49,11 +60,18 @@ class Reply(NamedTuple):
     message: bytes
 
 
-class _Stream:
-    __slots__ = ("headers", "parts", "token", "unsent", "window")
+class _Call(NamedTuple):
+    token: object
+    message: bytes
+    due: float | None
+    is_repeated: bool = False
 
-    def __init__(self, token: object, window: int) -> None:
-        self.token = token
+
+class _Stream:
+    __slots__ = ("call", "headers", "parts", "unsent", "window")
+
+    def __init__(self, call: _Call, window: int) -> None:
+        self.call = call
         self.window = window
         self.unsent = memoryview(b"")
         self.parts: list[bytes] = []
@@ -62,6 +80,10 @@ class _Stream:
 
 class GrpcConnection:
     """One connection to a server, for any number of calls at a time of one method.
+
+    Like any client of gRPC's it holds back calls beyond those that the server allows at a time,
+    does not send those whose deadline passes meanwhile, and repeats once a call that the server did
+    not begin (https://github.com/grpc/proposal/blob/master/A6-client-retries.md#transparent-retries).
 
     The socket does not block: wait until it is readable, then call `receive`; while `blocked`, wait
     until it is writable as well, then call `flush`.
@@ -101,12 +123,16 @@ class GrpcConnection:
         self._window = self._initial_window = 2**16 - 1
         self._max_frame = 2**14
         self._waiting: deque[int] = deque()
+        # As long as the server has said nothing there may be any number.
+        self._most_streams = 2**32 - 1
+        self._held: deque[_Call] = deque()
         self._received = b""
         self._unacknowledged = 0
         # No table for the server's headers: then equal headers are equal bytes.
         settings = struct.pack(">HIHI", _TABLE_SIZE, 0, _INITIAL_WINDOW, _LARGEST_WINDOW)
         window = struct.pack(">I", _LARGEST_WINDOW - self._window)
-        self._unsent = _PREFACE + _frame(_SETTINGS, 0, 0, settings)
+        # A server that is slow to read leaves much in it, which must not be copied for each frame.
+        self._unsent = bytearray(_PREFACE + _frame(_SETTINGS, 0, 0, settings))
         self._unsent += _frame(_WINDOW_UPDATE, 0, 0, window)
         self.socket.setblocking(False)
         self.flush()
@@ -132,13 +158,20 @@ class GrpcConnection:
           message: the request's bytes, as `framed` gives them.
           timeout: seconds until the deadline that the server is told, if any.
         """
+        call = _Call(token, message, None if timeout is None else time.monotonic() + timeout)
+        if len(self._streams) >= self._most_streams:
+            self._held.append(call)
+        else:
+            self._start(call, timeout)
+
+    def _start(self, call: _Call, timeout: float | None) -> None:
         number, self._next_id = self._next_id, self._next_id + 2
-        stream = self._streams[number] = _Stream(token, self._initial_window)
+        stream = self._streams[number] = _Stream(call, self._initial_window)
         block, self._block = self._block, self._next_block
         if timeout is not None:
             block += _timeout_header(timeout)
         self._unsent += _frame(_HEADERS, _END_HEADERS, number, block)
-        stream.unsent = memoryview(message)
+        stream.unsent = memoryview(call.message)
         self._waiting.append(number)
         self._write_messages()
         self.flush()
@@ -179,6 +212,8 @@ class GrpcConnection:
             self._write_messages()
         if self._unsent:
             self.flush()
+        if self._held:
+            self._start_held(replies)
         return replies
 
     def flush(self) -> None:
@@ -193,11 +228,23 @@ class GrpcConnection:
             return
         except OSError as error:
             raise ConnectionLost(str(error)) from error
-        self._unsent = self._unsent[sent:]
+        del self._unsent[:sent]
+
+    def _start_held(self, replies: list[Reply]) -> None:
+        """Starts calls that were held back, as far as the server allows it by now."""
+        now = time.monotonic()
+        while self._held:
+            call = self._held[0]
+            if call.due is not None and call.due <= now:
+                replies.append(Reply(call.token, DEADLINE_EXCEEDED, b"there was no stream for it"))
+            elif len(self._streams) < self._most_streams:
+                self._start(call, None if call.due is None else call.due - now)
+            else:
+                break
+            self._held.popleft()
 
     def _write_messages(self) -> None:
         """Turns messages into frames, as far as the server's windows allow."""
-        frames = [self._unsent]
         for _ in range(len(self._waiting)):
             number = self._waiting.popleft()
             stream = self._streams.get(number)
@@ -209,12 +256,11 @@ class GrpcConnection:
                     self._waiting.append(number)
                     break
                 last = size == len(stream.unsent)
-                frames.append(_frame_header(size, _DATA, _END_STREAM if last else 0, number))
-                frames.append(bytes(stream.unsent[:size]))
+                self._unsent += _frame_header(size, _DATA, _END_STREAM if last else 0, number)
+                self._unsent += stream.unsent[:size]
                 stream.unsent = stream.unsent[size:]
                 stream.window -= size
                 self._window -= size
-        self._unsent = b"".join(frames)
 
     def _take(
         self, kind: int, flags: int, number: int, payload: bytes, replies: list[Reply]
@@ -231,8 +277,11 @@ class GrpcConnection:
             stream = self._streams.pop(number, None)
             if stream is not None:
                 code = int.from_bytes(payload, "big")
+                if code == _REFUSED_STREAM and not stream.call.is_repeated:
+                    self._held.appendleft(stream.call._replace(is_repeated=True))
+                    return
                 text = f"stream reset: {_RESETS.get(code, code)}"
-                replies.append(Reply(stream.token, NO_ANSWER, text.encode()))
+                replies.append(Reply(stream.call.token, NO_ANSWER, text.encode()))
         elif kind == _GO_AWAY:
             raise ConnectionLost(f"the server said to go away: {payload[8:]!r}")
 
@@ -262,6 +311,8 @@ class GrpcConnection:
                 self._initial_window = value
             elif identifier == _MAX_FRAME:
                 self._max_frame = value
+            elif identifier == _MAX_STREAMS:
+                self._most_streams = value
         self._unsent += _frame(_SETTINGS, _ACK, 0, b"")
 
     def _widen(self, number: int, size: int) -> None:
@@ -321,8 +372,8 @@ def _headers(block: bytes) -> dict[bytes, bytes]:
 def _reply(stream: _Stream) -> Reply:
     status = int(stream.headers.get(b"grpc-status", NO_ANSWER))
     if status != OK:
-        return Reply(stream.token, status, stream.headers.get(b"grpc-message", b""))
+        return Reply(stream.call.token, status, stream.headers.get(b"grpc-message", b""))
     data = stream.parts[0] if len(stream.parts) == 1 else b"".join(stream.parts)
     if data[:5] != b"\0" + (len(data) - 5).to_bytes(4, "big"):
-        return Reply(stream.token, NO_ANSWER, b"the response is not one uncompressed message")
-    return Reply(stream.token, OK, data[5:])
+        return Reply(stream.call.token, NO_ANSWER, b"the response is not one uncompressed message")
+    return Reply(stream.call.token, OK, data[5:])

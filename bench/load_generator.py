@@ -15,7 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from slipway.bench.http2_client import NO_ANSWER, OK, GrpcConnection, Reply
+from slipway.bench.http2_client import (
+    DEADLINE_EXCEEDED,
+    NO_ANSWER,
+    OK,
+    GrpcConnection,
+    Reply,
+)
 from slipway.bench.polling import Connection, Poll, without_collection
 
 __all__ = [
@@ -29,7 +35,10 @@ __all__ = [
     "percentile",
 ]
 
-_RESOURCE_EXHAUSTED, _DEADLINE_EXCEEDED = 8, 4
+_RESOURCE_EXHAUSTED = 8
+
+_MOST_SENT = 64
+"""Requests that an open loop sends before it looks for answers."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ class OpenLoad:
       good: seconds from when each was due to its answer, right and before the deadline.
       late: the same, of right answers after it.
       refused: seconds from when it was sent to each RESOURCE_EXHAUSTED.
-      expired: how many the server gave up for their deadline.
+      expired: how many were given up for their deadline, by the server or before they were sent.
       lost: how many had no answer when the deadline was long over.
       failed: how often each other status came, by what it said.
       wrong: how often an answer came that is not right, by what it was.
@@ -224,7 +233,10 @@ def open_loop(
         give_up = end + (deadline or 0) + patience
         while due < end or (under_way and time.perf_counter() < give_up):
             now = time.perf_counter()
-            while due <= now and due < end:
+            # Answers are taken even when there is more to send than there is time for.
+            for _ in range(_MOST_SENT):
+                if due > now or due >= end:
+                    break
                 sent = _Sent(requests[found.sent % len(requests)], due, now)
                 connection = opened[found.sent % connections]
                 found.sent += 1
@@ -259,7 +271,7 @@ def _count(found: OpenLoad, reply: Reply, now: float, deadline: float | None) ->
     over = deadline is not None and latency >= deadline
     if reply.status == _RESOURCE_EXHAUSTED:
         found.refused.append(now - sent.at)
-    elif reply.status == _DEADLINE_EXCEEDED or (reply.status == NO_ANSWER and over):
+    elif reply.status == DEADLINE_EXCEEDED or (reply.status == NO_ANSWER and over):
         # gRPC resets the stream of a call whose deadline has passed.
         found.expired += 1
     elif reply.status != OK:

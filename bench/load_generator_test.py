@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,7 +11,14 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from slipway.bench.http2_client import NO_ANSWER, OK, call, framed
+from slipway.bench.http2_client import (
+    DEADLINE_EXCEEDED,
+    NO_ANSWER,
+    OK,
+    Reply,
+    call,
+    framed,
+)
 from slipway.bench.load_generator import Caller, Request, Target, closed_loop, open_loop
 
 PATH = "/bench.Test/Call"
@@ -19,9 +27,15 @@ Behavior = Callable[[bytes, grpc.ServicerContext], bytes]
 
 
 @contextmanager
-def serving(behavior: Behavior, threads: int = 8) -> Iterator[Target]:
-    unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    server = grpc.server(ThreadPoolExecutor(threads), options=unlimited)
+def serving(
+    behavior: Behavior, threads: int = 8, max_concurrent_streams: int = 1000
+) -> Iterator[Target]:
+    options = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", max_concurrent_streams),
+    ]
+    server = grpc.server(ThreadPoolExecutor(threads), options=options)
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(behavior)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("bench.Test", {"Call": handler}),)
@@ -102,3 +116,47 @@ def test_an_open_loop_tells_refused_from_expired_and_lost() -> None:
 
 def test_the_status_of_a_reset_stream_is_none_of_grpcs() -> None:
     assert NO_ANSWER not in {code.value[0] for code in grpc.StatusCode}
+
+
+def test_no_more_calls_are_under_way_than_the_server_allows() -> None:
+    running: list[bytes] = []
+    most = 0
+
+    def count(data: bytes, _: grpc.ServicerContext) -> bytes:
+        nonlocal most
+        running.append(data)
+        most = max(most, len(running))
+        time.sleep(5e-3)
+        running.pop()
+        return data
+
+    with serving(count, max_concurrent_streams=2) as target:
+        load = open_loop(target, [echoed(b"a")], rate=250, seconds=2, connections=1)
+    assert most == 2
+    assert len(load.good) == load.sent > 300
+    assert not load.failed and not load.wrong
+
+
+def test_a_call_whose_deadline_passes_before_it_is_sent_is_not_sent() -> None:
+    received: list[bytes] = []
+
+    def hold(data: bytes, _: grpc.ServicerContext) -> bytes:
+        received.append(data)
+        time.sleep(1)
+        return data
+
+    with serving(hold, max_concurrent_streams=1) as target:
+        connection = target.connection()
+        time.sleep(0.5)
+        assert connection.receive() == []  # but it knows now how many there may be
+        for name, timeout in ((b"a", None), (b"b", 0.5), (b"c", None)):
+            connection.send(name, framed(name), timeout)
+        replies: list[Reply] = []
+        end = time.monotonic() + 30
+        while len(replies) < 3 and time.monotonic() < end:
+            time.sleep(0.05)
+            replies += connection.receive()
+        connection.close()
+    assert received == [b"a", b"c"]
+    statuses = {reply.token: reply.status for reply in replies}
+    assert statuses == {b"a": OK, b"b": DEADLINE_EXCEEDED, b"c": OK}
