@@ -24,6 +24,7 @@ from slipway.program.engine import EngineFailure
 from slipway.program.errors import NotInterpretableError
 from slipway.program.masks import clamp_by_masks, masked_fill
 from slipway.program.program import Program
+from slipway.program.scaled_matmuls import matmul_div, matmul_mul, scale_matmuls
 
 __all__ = ["InterpretedGraph", "use_interpreter"]
 
@@ -69,7 +70,7 @@ def use_interpreter(program: Program) -> list[str]:
             graph, weights = method.graph_module.graph, method.weights
             if program.device.type == "cpu":
                 graph, weights = prepare_convolutions(graph, weights)
-                graph = clamp_by_masks(graph)
+                graph = scale_matmuls(clamp_by_masks(graph))
                 if linears.onednn_is_faster():
                     graph = linears.join_linears(graph, weights)
             engine = InterpretedGraph(graph, weights)
@@ -164,8 +165,8 @@ class _Builder:
             return self._emit(_SIZES[target], inputs, [_Types.IntType.get()])[0]
         if target is linears.linear_chain:
             return self._linear_chain(node)
-        if target is masked_fill:
-            return self._scripted(masked_fill, *map(self._value, node.args))
+        if target in (masked_fill, matmul_div, matmul_mul):
+            return self._scripted(target, *map(self._value, node.args))
         if not isinstance(target, torch._ops.OpOverload) or node.kwargs.keys() - {
             argument.name for argument in target._schema.arguments
         }:
