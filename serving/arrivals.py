@@ -39,7 +39,10 @@ class Arrivals:
         self._running = 0
         self._last_refusal = -math.inf
         self._lock = threading.Lock()
-        self._is_wanted = threading.Event()
+        # Released by whoever calls the receiving thread back: one call of the system, where an
+        # `Event` takes several and a lock of its own.
+        self._rest = threading.Lock()
+        self._rest.acquire()
         self._receive: Callable[[], None] = _nothing
 
     def connect(self, receive: Callable[[], None]) -> None:
@@ -57,20 +60,31 @@ class Arrivals:
             self._running -= 1
 
     def take_in(self) -> None:
-        """Takes in what has arrived, in a thread that has ended a batch and wants another."""
-        self._receive()
+        """Takes in what has arrived, in a thread that has ended a batch and wants another.
+
+        While requests are refused, that is left to the receiving thread: it looks often then, and
+        goes before those that run batches.
+        """
+        if not self.is_refusing:
+            self._receive()
 
     def await_more(self) -> None:
         """Has the receiving thread do it again, as the calling thread has nothing to run."""
-        self._is_wanted.set()
+        with self._lock:
+            if self._rest.locked():
+                self._rest.release()
 
     def note_refusal(self) -> None:
-        """Has the receiving thread rest for less, since there is more than can be run."""
+        """Notes that there is more than can be run, so that the receiving thread rests for less."""
         self._last_refusal = time.monotonic()
+
+    @property
+    def is_refusing(self) -> bool:
+        """Returns whether requests are being refused, for there are more than can be run."""
+        return time.monotonic() < self._last_refusal + _REFUSING_SECONDS
 
     def rest(self) -> None:
         """Waits for a moment, in the receiving thread, if every processor runs a batch."""
         if self._running >= self._processors:
-            is_refusing = time.monotonic() < self._last_refusal + _REFUSING_SECONDS
-            self._is_wanted.clear()
-            self._is_wanted.wait(_SHORT_REST_SECONDS if is_refusing else _REST_SECONDS)
+            self._rest.acquire(blocking=False)  # what was wanted before has been taken in
+            self._rest.acquire(timeout=_SHORT_REST_SECONDS if self.is_refusing else _REST_SECONDS)

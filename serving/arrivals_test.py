@@ -65,3 +65,15 @@ def test_whoever_ends_a_batch_takes_in_what_has_arrived() -> None:
     arrivals.connect(lambda: taken.append(threading.current_thread()))
     arrivals.take_in()
     assert taken == [threading.current_thread()]
+
+
+def test_only_the_receiving_thread_takes_in_while_requests_are_refused() -> None:
+    arrivals = Arrivals(1)
+    taken: list[threading.Thread] = []
+    arrivals.connect(lambda: taken.append(threading.current_thread()))
+    arrivals.note_refusal()
+    arrivals.take_in()
+    assert not taken
+    time.sleep(0.15)
+    arrivals.take_in()
+    assert taken == [threading.current_thread()]

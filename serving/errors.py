@@ -31,7 +31,6 @@ from datetime import timedelta
 from typing import ClassVar
 
 import grpc
-from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from slipway.program import ContractViolation
@@ -244,28 +243,25 @@ def status_message(error: ServingError) -> status_pb2.Status:
     """
     text = _cut(str(error), _MESSAGE_LIMIT)
     status = status_pb2.Status(code=error.status.value[0], message=text)
-    bad_request = error_details_pb2.BadRequest()
-    size = 0
-    for item in error.violations:
-        entry = error_details_pb2.BadRequest.FieldViolation(
-            field=_cut(item.field, 200),
-            description=_cut(item.description, 600),
-            reason=item.reason,
-        )
-        size += entry.ByteSize()
-        if size > _DETAILS_LIMIT - len(text.encode()):
-            break
-        bad_request.field_violations.append(entry)
-    if bad_request.field_violations:
-        details = any_pb2.Any()
-        details.Pack(bad_request)
-        status.details.append(details)
+    if error.violations:
+        bad_request = error_details_pb2.BadRequest()
+        size = 0
+        for item in error.violations:
+            entry = error_details_pb2.BadRequest.FieldViolation(
+                field=_cut(item.field, 200),
+                description=_cut(item.description, 600),
+                reason=item.reason,
+            )
+            size += entry.ByteSize()
+            if size > _DETAILS_LIMIT - len(text.encode()):
+                break
+            bad_request.field_violations.append(entry)
+        if bad_request.field_violations:
+            status.details.add().Pack(bad_request)
     if isinstance(error, OverloadedError):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromTimedelta(timedelta(seconds=error.retry_after))
-        details = any_pb2.Any()
-        details.Pack(retry)
-        status.details.append(details)
+        status.details.add().Pack(retry)
     return status
 
 
@@ -278,6 +274,8 @@ def _listed(subject: str, descriptions: Sequence[str]) -> str:
 
 def _cut(text: str, limit: int) -> str:
     """Returns as much of `text` as takes `limit` bytes in a trailer."""
+    if 3 * len(text.encode(errors="replace")) <= limit:
+        return text  # whatever there is to escape in it
     kept = size = 0
     for index, character in enumerate(text):
         plain = " " <= character <= "~" and character != "%"

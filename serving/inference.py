@@ -11,7 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from slipway.serving.errors import InternalError, ServingError, UnavailableError
+from slipway.serving.errors import (
+    InternalError,
+    OverloadedError,
+    ServingError,
+    UnavailableError,
+)
 from slipway.serving.observation import RequestObserver, RequestRecord
 from slipway.serving.repository import Repository
 from slipway.serving.request_queue import PendingRequest, Reply, log_context
@@ -30,6 +35,9 @@ _LARGE = 2**20
 
 _LONGEST_SLEEP = 0.25
 """Seconds after which to look for requests that have expired: other threads queue some too."""
+
+_UNREAD_RETRY_SECONDS = 0.1
+"""When whoever sent a request that was not read may try again."""
 
 _READ_AGAIN = 1.0
 """A moment in the past, in seconds since 1970."""
@@ -100,6 +108,16 @@ class InferenceFrontend:
         for scheduler in self._awaiting:
             scheduler.wake()
         self._awaiting.clear()
+
+    def refuse_unread(self) -> OverloadedError:
+        """Returns what to answer to a call that nobody has the time to read, and counts it."""
+        error = OverloadedError(
+            "more requests come than the server can look at, and this one was not read: try again "
+            "later",
+            retry_after=_UNREAD_RETRY_SECONDS,
+        )
+        self.refusals.add(error)
+        return error
 
     def take(self, message: bytes, reply: Reply, deadline: float) -> Callable[[], None]:
         """Takes a request, in any thread but the one that receives.

@@ -125,6 +125,7 @@ class InferenceServer:
             self._frontend.on_request,
             self._frontend.on_idle,
             self._frontend.on_received,
+            self._frontend.refuse_unread,
             authorizer or Authorizer(),
             loader.environment.arrivals,
         )

@@ -7,13 +7,17 @@ import gc
 import statistics
 import threading
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from slipway.program import Method
 from slipway.proto import open_inference_pb2 as protocol
@@ -37,7 +41,8 @@ class Running:
         self.environment = Environment(on_device_failure=self.device_failed.set)
         loader = Loader(Host(Processors(1)), self.environment)
         self.server = InferenceServer(Repository(root), loader)
-        self.channel = grpc.insecure_channel(self.server.start("127.0.0.1", 0))
+        self.address = self.server.start("127.0.0.1", 0)
+        self.channel = grpc.insecure_channel(self.address)
 
     def infer(self) -> protocol.ModelInferResponse:
         return protocol.ModelInferResponse.FromString(self.call("ModelInfer", infer_request()))
@@ -55,6 +60,15 @@ class Running:
         path = f"/inference.GRPCInferenceService/{method}"
         response: bytes = self.channel.unary_unary(path)(request.SerializeToString(), timeout=60)
         return response
+
+    def metric(self, name: str, labels: dict[str, str]) -> float:
+        address = self.server.start_monitoring("127.0.0.1", 0)
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as response:
+            families = text_string_to_metric_families(response.read().decode())
+            samples = [sample for family in families for sample in family.samples]
+        return sum(
+            sample.value for sample in samples if (sample.name, sample.labels) == (name, labels)
+        )
 
     def health(self, service: str) -> int:
         request = health_pb2.HealthCheckRequest(service=service)
@@ -213,3 +227,47 @@ def test_whoever_receives_rests_for_less_after_a_refusal(
     assert refuse_with(overload) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert usual_rest() < 1.9e-3
     arrivals.end()
+
+
+def test_who_asks_for_too_much_is_not_read_while_others_wait(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.server.load(lambda: False)
+
+    def submit(self: Scheduler, pending: PendingRequest) -> None:
+        if pending.request.identifier == b"modest":
+            raise InvalidRequestError("read")
+        time.sleep(2e-3)  # so that calls come faster than they are read
+        raise OverloadedError("too much", retry_after=0.1)
+
+    monkeypatch.setattr(Scheduler, "submit", submit)
+    path = "/inference.GRPCInferenceService/ModelInfer"
+    greedy, is_over = running.channel.unary_unary(path), threading.Event()
+    found: Counter[str] = Counter()
+
+    def ask_for_too_much() -> None:
+        message = infer_request().SerializeToString()
+        while not is_over.is_set():
+            for call in [greedy.future(message, timeout=60) for _ in range(100)]:
+                error = call.exception()
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
+                found[error.details()] += 1
+
+    modest = infer_request()
+    modest.id = "modest"
+    # Callers are told apart by their connections.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(running.address, options) as other, ThreadPoolExecutor() as pool:
+        flood = pool.submit(ask_for_too_much)
+        for _ in range(100):
+            with pytest.raises(grpc.RpcError, match="read") as error:
+                other.unary_unary(path)(modest.SerializeToString(), timeout=60)
+            assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        is_over.set()
+        flood.result()
+    read, unread = found.pop("too much"), found.popitem()
+    assert not found
+    assert "was not read" in unread[0] and unread[1] > read
+    kind = {"model": "", "version": "", "kind": "RESOURCE_EXHAUSTED"}
+    assert running.metric("slipway_refusals_total", kind) == unread[1]

@@ -45,6 +45,11 @@ __all__ = [
 _MAX_SIZE = 2**63 - 1
 """What the sizes of a tensor's dimensions, and its bytes, must not exceed when multiplied."""
 
+_FEW_BYTES = 4096
+
+_VIEWABLE = frozenset({torch.float32, torch.float64, torch.int32, torch.int64})
+"""The usual dtypes of outputs among those that Python's own buffers know."""
+
 _CONTENTS_FIELDS = tuple(field.name for field in protocol.InferTensorContents.DESCRIPTOR.fields)
 
 
@@ -164,9 +169,9 @@ def elements_problem(header: TensorHeader, content: memoryview) -> str | None:
     """Returns why bytes, as many as an input takes, are no elements of its datatype, or None."""
     if header.datatype.dtype is not torch.bool or not header.size:
         return None
-    octets = np.frombuffer(content, np.uint8)
-    if octets.max() <= 1:
+    if _are_booleans(content):
         return None
+    octets = np.frombuffer(content, np.uint8)
     position = int(np.argmax(octets > 1))
     return (
         f"input {quoted(header.name)} has datatype BOOL, whose elements are the bytes 0 and 1; "
@@ -259,8 +264,17 @@ def tensor_contents(tensor: torch.Tensor) -> memoryview:
     """Returns the elements of `tensor`, from whatever device and layout, as raw contents."""
     if not tensor.numel():
         return memoryview(b"")  # the strides of an empty tensor may forbid what follows
+    if tensor.dtype in _VIEWABLE and tensor.is_cpu and tensor.is_contiguous():
+        return tensor.detach().numpy().data.cast("B")
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
+
+
+def _are_booleans(content: memoryview) -> bool:
+    if content.nbytes <= _FEW_BYTES:
+        # Less code than numpy runs for it, all of which models push out of the caches.
+        return not bytes(content).translate(None, b"\0\1")
+    return bool(np.frombuffer(content, np.uint8).max() <= 1)
 
 
 def _tensor(memory: bytearray, datatype: Datatype, shape: tuple[int, ...]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -55,6 +56,15 @@ _MOST_POLLS_WITHOUT_EVENT = 2
 """Polls in a row that find no event, before there is taken to be none. Each poll reads from one
 connection, and what it reads may be a part of a message."""
 
+_BEHIND_SECONDS = 0.005
+"""How long there must have been something to receive all the time before calls are not read."""
+
+_REFUSED_SECONDS = 1.0
+"""How long a caller counts among those who ask for more than can be done."""
+
+_MOST_REFUSED = 2**16
+"""Callers that are remembered for that."""
+
 _NO_FLAGS = 0
 _OK = cygrpc.StatusCode.ok
 
@@ -83,6 +93,11 @@ class WireCall:
         self.metadata = event.invocation_metadata
         self.cancelled = False
         self.on_cancel: Callable[[], None] | None = None
+
+    @property
+    def peer(self) -> bytes:
+        """Returns the address of the connection's other end."""
+        return bytes(self._call.peer())
 
     def respond(self, message: bytes) -> None:
         """Answers with a serialised response. May be called from any thread."""
@@ -190,6 +205,7 @@ class InferenceTransport:
         on_request: Callable[[WireCall, bytes], None],
         on_idle: Callable[[bool], float | None],
         on_received: Callable[[], None],
+        refuse_unread: Callable[[], ServingError],
         authorizer: Authorizer,
         arrivals: Arrivals,
     ) -> None:
@@ -204,6 +220,7 @@ class InferenceTransport:
             called again though nothing has arrived, in seconds since 1970, or None.
           on_received: called in any other thread that has received calls, when all that had arrived
             was handed out.
+          refuse_unread: counts a call whose message is not read, and returns what to answer.
           authorizer: says who may call, for every method of the server.
           arrivals: says when others receive calls.
         """
@@ -211,9 +228,14 @@ class InferenceTransport:
         # Held by whoever takes events from the queue.
         self._turn = threading.Lock()
         self._is_over = False
+        # Since when there has always been an event; None when there was none the last time.
+        self._behind_since: float | None = None
+        # When the latest request of a caller was refused because there were too many.
+        self._refused: dict[bytes, float] = {}
         self._on_request = on_request
         self._on_idle = on_idle
         self._on_received = on_received
+        self._refuse_unread = refuse_unread
         self._authorizer = authorizer
         self._method = method
         # grpcio has no public way to its queue.
@@ -228,6 +250,9 @@ class InferenceTransport:
         except ServingError as error:
             if isinstance(error, OverloadedError):
                 self._arrivals.note_refusal()
+                if len(self._refused) >= _MOST_REFUSED:
+                    self._refused.clear()
+                self._refused[call.peer] = time.monotonic()
             call.fail(error)
         except Exception:
             _LOGGER.exception("ModelInfer failed")
@@ -251,7 +276,8 @@ class InferenceTransport:
                 # Without anything to do, wait for what comes.
                 received = self._receive(wake)
                 wake = self._idle(received < _MOST_EVENTS)
-            self._arrivals.rest()
+            if received < _MOST_EVENTS:
+                self._arrivals.rest()
 
     def _receive_meanwhile(self) -> None:
         """Takes a turn unless another thread has it, which is about to receive all there is."""
@@ -279,9 +305,12 @@ class InferenceTransport:
             if event.completion_type == cygrpc.CompletionType.queue_timeout:
                 without += 1
                 if without > _MOST_POLLS_WITHOUT_EVENT:
+                    self._behind_since = None
                     break
                 continue
             without = 0
+            if self._behind_since is None:
+                self._behind_since = time.monotonic()
             if not self._process(event):
                 self._is_over = True
             # An event may hold the last reference to its call, which must not live while polling.
@@ -334,4 +363,20 @@ class InferenceTransport:
         except Exception:
             _LOGGER.exception("cannot tell whether %s is allowed", method)
             return InternalError("the call cannot be authorized; the server's log has the cause")
+        if method == self._method and self._is_left_unread(event.call.peer()):
+            return self._refuse_unread()
         return None
+
+    def _is_left_unread(self, peer: bytes) -> bool:
+        """Returns whether a call that has arrived is refused without its message being read.
+
+        A refusal that is based on the message takes twice as long as one that is not. Where calls
+        come faster than that, they would get older and older before anyone sees them, and what is
+        taken on at last be late. So those who have been refused already are not read meanwhile.
+        """
+        now = time.monotonic()
+        return (
+            self._behind_since is not None
+            and now - self._behind_since > _BEHIND_SECONDS
+            and now - self._refused.get(peer, -math.inf) < _REFUSED_SECONDS
+        )
