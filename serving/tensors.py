@@ -46,6 +46,7 @@ _MAX_SIZE = 2**63 - 1
 """What the sizes of a tensor's dimensions, and its bytes, must not exceed when multiplied."""
 
 _FEW_BYTES = 4096
+"""Up to which Python looks at booleans itself."""
 
 _VIEWABLE = frozenset({torch.float32, torch.float64, torch.int32, torch.int64})
 """The usual dtypes of outputs among those that Python's own buffers know."""

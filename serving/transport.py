@@ -94,11 +94,6 @@ class WireCall:
         self.cancelled = False
         self.on_cancel: Callable[[], None] | None = None
 
-    @property
-    def peer(self) -> bytes:
-        """Returns the address of the connection's other end."""
-        return bytes(self._call.peer())
-
     def respond(self, message: bytes) -> None:
         """Answers with a serialised response. May be called from any thread."""
         self._send(
@@ -111,6 +106,11 @@ class WireCall:
 
     def fail(self, error: ServingError) -> None:
         """Answers with a status. May be called from any thread."""
+        if isinstance(error, OverloadedError):
+            self._transport.note_refusal(bytes(self._call.peer()))
+        self._fail(error)
+
+    def _fail(self, error: ServingError) -> None:
         status = rpc_status.to_status(status_message(error))
         trailers = (*status.trailing_metadata, *error.trailing_metadata)
         self._send(
@@ -137,7 +137,7 @@ class WireCall:
         self._call.start_server_batch(
             (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close
         )
-        self.fail(error)
+        self._fail(error)
 
     def _send(self, operations: tuple[Any, ...]) -> None:
         with self._transport.lock:
@@ -248,15 +248,17 @@ class InferenceTransport:
         try:
             self._on_request(call, message)
         except ServingError as error:
-            if isinstance(error, OverloadedError):
-                self._arrivals.note_refusal()
-                if len(self._refused) >= _MOST_REFUSED:
-                    self._refused.clear()
-                self._refused[call.peer] = time.monotonic()
             call.fail(error)
         except Exception:
             _LOGGER.exception("ModelInfer failed")
             call.fail(InternalError("ModelInfer failed; the server's log has the cause"))
+
+    def note_refusal(self, peer: bytes) -> None:
+        """Notes that a caller's request was refused for there are too many; from any thread."""
+        self._arrivals.note_refusal()
+        if len(self._refused) >= _MOST_REFUSED:
+            self._refused.clear()
+        self._refused[peer] = time.monotonic()
 
     def start(self) -> None:
         """Starts the server, with the loop in a thread of its own."""
@@ -363,11 +365,11 @@ class InferenceTransport:
         except Exception:
             _LOGGER.exception("cannot tell whether %s is allowed", method)
             return InternalError("the call cannot be authorized; the server's log has the cause")
-        if method == self._method and self._is_left_unread(event.call.peer()):
+        if method == self._method and self._is_left_unread(event.call):
             return self._refuse_unread()
         return None
 
-    def _is_left_unread(self, peer: bytes) -> bool:
+    def _is_left_unread(self, call: Any) -> bool:
         """Returns whether a call that has arrived is refused without its message being read.
 
         A refusal that is based on the message takes twice as long as one that is not. Where calls
@@ -375,8 +377,6 @@ class InferenceTransport:
         taken on at last be late. So those who have been refused already are not read meanwhile.
         """
         now = time.monotonic()
-        return (
-            self._behind_since is not None
-            and now - self._behind_since > _BEHIND_SECONDS
-            and now - self._refused.get(peer, -math.inf) < _REFUSED_SECONDS
-        )
+        if self._behind_since is None or now - self._behind_since <= _BEHIND_SECONDS:
+            return False
+        return now - self._refused.get(call.peer(), -math.inf) < _REFUSED_SECONDS
