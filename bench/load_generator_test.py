@@ -90,6 +90,17 @@ def test_an_open_loop_sends_at_its_rate_whatever_the_server_does() -> None:
     assert not load.wrong and not load.lost and not load.refused
 
 
+def test_an_open_loop_takes_answers_while_it_has_more_to_send_than_it_can() -> None:
+    with serving(lambda data, _: data) as target:
+        load = open_loop(
+            target, [echoed(b"a")], rate=300_000, seconds=1, connections=1, deadline=0.5, patience=2
+        )
+    assert load.lags[-1] > 0.1
+    assert min(load.good) < 0.5
+    # Some the server does not begin, for it is asked for too many.
+    assert not load.wrong and not load.lost
+
+
 def test_an_open_loop_tells_refused_from_expired_and_lost() -> None:
     hold = threading.Event()
 

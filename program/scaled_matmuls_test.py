@@ -59,6 +59,7 @@ def check(graph: fx.Graph, a: torch.Tensor, b: torch.Tensor, factor: float = 1.0
     batch=st.lists(st.integers(0, 4), max_size=3),
     sizes=st.tuples(*[st.integers(0, 20)] * 3),
     broadcast=st.sampled_from(["", "a", "b"]),
+    is_missing=st.booleans(),
     transposed=st.booleans(),
     number=st.one_of(
         st.sampled_from([4, 4.0, -8.0, math.sqrt(3), 1e30, 1e-30]),
@@ -71,6 +72,7 @@ def test_any_sizes(
     batch: list[int],
     sizes: tuple[int, int, int],
     broadcast: str,
+    is_missing: bool,
     transposed: bool,
     number: float,
     scaling: Any,
@@ -79,7 +81,8 @@ def test_any_sizes(
     generator = torch.Generator().manual_seed(seed)
     rows, inner, columns = sizes
     # A dimension of one matrix may stand for all of the other's, or be missing.
-    shapes = {name: batch[1:] if name == broadcast else batch for name in "ab"}
+    fewer = batch[1:] if is_missing else [1] * len(batch)
+    shapes = {name: fewer if name == broadcast else batch for name in "ab"}
     a = torch.randn([*shapes["a"], rows, inner], generator=generator)
     b = torch.randn([*shapes["b"], columns, inner], generator=generator).mT
     if not transposed:

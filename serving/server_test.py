@@ -196,8 +196,9 @@ def test_the_collector_passes_over_what_is_loaded_at_the_start(running: Running)
     gc.unfreeze()
 
 
+@pytest.mark.parametrize("size", [0, 2**20], ids=["small", "read by another thread"])
 def test_whoever_receives_rests_for_less_after_a_refusal(
-    running: Running, monkeypatch: pytest.MonkeyPatch
+    running: Running, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     running.server.load(lambda: False)
     arrivals = running.environment.arrivals
@@ -218,7 +219,11 @@ def test_whoever_receives_rests_for_less_after_a_refusal(
             raise error
 
         monkeypatch.setattr(Scheduler, "submit", submit)
-        return refusal(running)[0]
+        request = infer_request()
+        request.id = "i" * size
+        with pytest.raises(grpc.RpcError) as caught:
+            running.call("ModelInfer", request)
+        return caught.value.code()
 
     # What is refused for another reason says nothing of how much there is to do.
     assert refuse_with(InvalidRequestError("wrong")) is grpc.StatusCode.INVALID_ARGUMENT

@@ -235,9 +235,12 @@ def test_byte_counts_that_differ_from_the_shape_are_refused(size: int) -> None:
     assert text.endswith(f"shape [2] of FP32 takes 8 bytes, got {size}")
 
 
-def test_bool_bytes_must_be_zero_or_one() -> None:
-    text = refusal(lambda: decode(raw_request("BOOL", (3,), b"\0\1\2")))
-    assert "element 2 is 2" in text
+@pytest.mark.parametrize("count", [3, 5000])
+@pytest.mark.parametrize("octet", [2, 255])
+def test_bool_bytes_must_be_zero_or_one(count: int, octet: int) -> None:
+    good = b"\0" + b"\1" * (count - 2)
+    text = refusal(lambda: decode(raw_request("BOOL", (count,), good + bytes([octet]))))
+    assert f"element {count - 1} is {octet}" in text
 
 
 def test_typed_contents_must_be_in_the_field_of_the_datatype() -> None:
