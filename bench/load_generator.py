@@ -217,7 +217,8 @@ def open_loop(
       seconds: for how long to send.
       connections: that share the requests.
       deadline: seconds that the server is told to answer within.
-      patience: seconds beyond the deadline after which a request counts as lost.
+      patience: seconds beyond the deadline after which a request counts as lost. They begin when
+        the last one has been sent, which may be late.
 
     Raises:
       ConnectionLost: the server closed a connection.
@@ -230,9 +231,8 @@ def open_loop(
         due = start = time.perf_counter()
         before = time.thread_time()
         end = start + seconds
-        give_up = end + (deadline or 0) + patience
-        while due < end or (under_way and time.perf_counter() < give_up):
-            now = time.perf_counter()
+        give_up = now = start
+        while due < end or (under_way and now < give_up):
             # Answers are taken even when there is more to send than there is time for.
             for _ in range(_MOST_SENT):
                 if due > now or due >= end:
@@ -246,12 +246,14 @@ def open_loop(
                 found.lags.append(now - due)
                 due += moments.expovariate(rate)
                 now = time.perf_counter()
+                give_up = now + (deadline or 0) + patience
             for connection, replies in poll.wait((due if due < end else give_up) - now):
                 now = time.perf_counter()
                 for reply in replies:
                     _count(found, reply, now, deadline)
                     under_way.discard(id(reply.token))
                 poll.watch(connection)
+            now = time.perf_counter()
         found.generator_share = (time.thread_time() - before) / (time.perf_counter() - start)
     found.lost = len(under_way)
     return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import select
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +18,7 @@ from slipway.bench.http2_client import (
     DEADLINE_EXCEEDED,
     NO_ANSWER,
     OK,
+    GrpcConnection,
     Reply,
     call,
     framed,
@@ -90,15 +94,25 @@ def test_an_open_loop_sends_at_its_rate_whatever_the_server_does() -> None:
     assert not load.wrong and not load.lost and not load.refused
 
 
-def test_an_open_loop_takes_answers_while_it_has_more_to_send_than_it_can() -> None:
+def test_an_open_loop_that_sends_late_takes_every_answer_when_it_comes() -> None:
+    class Slow(GrpcConnection):
+        def send(self, token: object, message: bytes, timeout: float | None = None) -> None:
+            time.sleep(0.02)
+            super().send(token, message, timeout)
+
     with serving(lambda data, _: data) as target:
         load = open_loop(
-            target, [echoed(b"a")], rate=300_000, seconds=1, connections=1, deadline=0.5, patience=2
+            Target(target.address, target.path, Slow),
+            [echoed(b"a")],
+            rate=1000,
+            seconds=0.2,
+            connections=1,
+            deadline=2,
+            patience=1,
         )
-    assert load.lags[-1] > 0.1
-    assert min(load.good) < 0.5
-    # Some the server does not begin, for it is asked for too many.
-    assert not load.wrong and not load.lost
+    assert load.lags[-1] > 3.2  # later than the patience with a loop that is not late
+    assert load.good and load.late
+    assert len(load.good) + len(load.late) == load.sent
 
 
 def test_an_open_loop_tells_refused_from_expired_and_lost() -> None:
@@ -129,23 +143,60 @@ def test_the_status_of_a_reset_stream_is_none_of_grpcs() -> None:
     assert NO_ANSWER not in {code.value[0] for code in grpc.StatusCode}
 
 
+@contextmanager
+def allowing(streams: int) -> Iterator[tuple[GrpcConnection, socket.socket]]:
+    """Yields a connection that knows how many streams it may have, and its server's end."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = GrpcConnection(f"127.0.0.1:{listening.getsockname()[1]}", PATH)
+        server, _ = listening.accept()
+    with server:
+        # A SETTINGS frame (RFC 9113, 6.5) with MAX_CONCURRENT_STREAMS.
+        server.sendall(struct.pack(">IBIHI", 6 << 8 | 4, 0, 0, 3, streams))
+        assert receive(client) == []
+        yield client, server
+    client.close()
+
+
+def receive(client: GrpcConnection) -> list[Reply]:
+    assert select.select([client.socket], [], [], 30)[0]
+    return client.receive()
+
+
+def reset(server: socket.socket, stream: int, code: int) -> None:
+    """Sends a RST_STREAM frame (RFC 9113, 6.4)."""
+    server.sendall(struct.pack(">IBII", 4 << 8 | 3, 0, stream, code))
+
+
+def streams_begun(server: socket.socket) -> list[int]:
+    """Returns the streams of the HEADERS frames (RFC 9113, 6.2) that have come since."""
+    data = server.recv(2**16).removeprefix(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    begun = []
+    while data:
+        length_and_kind, _, stream = struct.unpack_from(">IBI", data)
+        if length_and_kind & 0xFF == 1:
+            begun.append(stream)
+        data = data[9 + (length_and_kind >> 8) :]
+    return begun
+
+
 def test_no_more_calls_are_under_way_than_the_server_allows() -> None:
-    running: list[bytes] = []
-    most = 0
+    with allowing(streams=2) as (client, server):
+        for name in "abcd":
+            client.send(name, framed(b""))
+        assert streams_begun(server) == [1, 3]
+        reset(server, 3, code=8)
+        assert receive(client) == [Reply("b", NO_ANSWER, b"stream reset: CANCEL")]
+        assert streams_begun(server) == [5]
 
-    def count(data: bytes, _: grpc.ServicerContext) -> bytes:
-        nonlocal most
-        running.append(data)
-        most = max(most, len(running))
-        time.sleep(5e-3)
-        running.pop()
-        return data
 
-    with serving(count, max_concurrent_streams=2) as target:
-        load = open_loop(target, [echoed(b"a")], rate=250, seconds=2, connections=1)
-    assert most == 2
-    assert len(load.good) == load.sent > 300
-    assert not load.failed and not load.wrong
+def test_a_call_that_the_server_did_not_begin_is_repeated_once() -> None:
+    with allowing(streams=2) as (client, server):
+        client.send("a", framed(b""))
+        reset(server, 1, code=7)
+        assert receive(client) == []
+        assert streams_begun(server) == [1, 3]
+        reset(server, 3, code=7)
+        assert receive(client) == [Reply("a", NO_ANSWER, b"stream reset: REFUSED_STREAM")]
 
 
 def test_a_call_whose_deadline_passes_before_it_is_sent_is_not_sent() -> None:
