@@ -65,6 +65,9 @@ _REFUSED_SECONDS = 1.0
 _MOST_REFUSED = 2**16
 """Callers that are remembered for that."""
 
+_LONGEST = 2.0**32
+"""Seconds until a deadline, beyond which it does not matter when it is."""
+
 _NO_FLAGS = 0
 _OK = cygrpc.StatusCode.ok
 
@@ -107,7 +110,7 @@ class WireCall:
     def fail(self, error: ServingError) -> None:
         """Answers with a status. May be called from any thread."""
         if isinstance(error, OverloadedError):
-            self._transport.note_refusal(bytes(self._call.peer()))
+            self._transport.note_refusal(self._call.peer(), self.deadline - time.monotonic())
         self._fail(error)
 
     def _fail(self, error: ServingError) -> None:
@@ -231,7 +234,7 @@ class InferenceTransport:
         # Since when there has always been an event; None when there was none the last time.
         self._behind_since: float | None = None
         # When the latest request of a caller was refused because there were too many.
-        self._refused: dict[bytes, float] = {}
+        self._refused: dict[tuple[bytes, int], float] = {}
         self._on_request = on_request
         self._on_idle = on_idle
         self._on_received = on_received
@@ -253,12 +256,17 @@ class InferenceTransport:
             _LOGGER.exception("ModelInfer failed")
             call.fail(InternalError("ModelInfer failed; the server's log has the cause"))
 
-    def note_refusal(self, peer: bytes) -> None:
-        """Notes that a caller's request was refused for there are too many; from any thread."""
+    def note_refusal(self, peer: bytes, left: float) -> None:
+        """Notes that a request was refused for there are too many; may be called from any thread.
+
+        Args:
+          peer: whose it was.
+          left: seconds until its deadline.
+        """
         self._arrivals.note_refusal()
         if len(self._refused) >= _MOST_REFUSED:
             self._refused.clear()
-        self._refused[peer] = time.monotonic()
+        self._refused[peer, _urgency(left)] = time.monotonic()
 
     def start(self) -> None:
         """Starts the server, with the loop in a thread of its own."""
@@ -365,18 +373,25 @@ class InferenceTransport:
         except Exception:
             _LOGGER.exception("cannot tell whether %s is allowed", method)
             return InternalError("the call cannot be authorized; the server's log has the cause")
-        if method == self._method and self._is_left_unread(event.call):
+        if method == self._method and self._is_left_unread(event):
             return self._refuse_unread()
         return None
 
-    def _is_left_unread(self, call: Any) -> bool:
+    def _is_left_unread(self, event: Any) -> bool:
         """Returns whether a call that has arrived is refused without its message being read.
 
         A refusal that is based on the message takes twice as long as one that is not. Where calls
         come faster than that, they would get older and older before anyone sees them, and what is
-        taken on at last be late. So those who have been refused already are not read meanwhile.
+        taken on at last be late. So those who have been refused already are not read meanwhile,
+        except for what is less urgent.
         """
         now = time.monotonic()
         if self._behind_since is None or now - self._behind_since <= _BEHIND_SECONDS:
             return False
-        return now - self._refused.get(call.peer(), -math.inf) < _REFUSED_SECONDS
+        caller = event.call.peer(), _urgency(event.call_details.deadline - time.time())
+        return now - self._refused.get(caller, -math.inf) < _REFUSED_SECONDS
+
+
+def _urgency(left: float) -> int:
+    """Returns the power of two that is next to the seconds until a deadline."""
+    return math.frexp(min(left, _LONGEST))[1]

@@ -10,7 +10,7 @@ import math
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +123,12 @@ def check_counts(bench: Bench, answers: int) -> None:
 
 
 @dataclass
-class _Taken:
+class _Sent:
     wanted: Wanted
     pending: PendingRequest
     answer: Answer
-    was_forgotten: bool = field(default=False)
+    was_refused: bool = False
+    was_forgotten: bool = False
 
 
 class Schedules(RuleBasedStateMachine):
@@ -137,7 +138,7 @@ class Schedules(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.taken: list[_Taken] = []
+        self.sent: list[_Sent] = []
         self.busy: list[Answer] = []
 
     @initialize()
@@ -151,14 +152,17 @@ class Schedules(RuleBasedStateMachine):
     def submit(self, wanted: Wanted, expires_in: float) -> None:
         answer = Answer()
         pending = self.bench.pending(wanted.message, answer, expires_in)
+        sent = _Sent(wanted, pending, answer)
+        # Refused or not, which depends on the clock: what is drawn later must not.
+        self.sent.append(sent)
         try:
-            pending.request.plan.model.scheduler.submit(pending)
+            self._scheduler(sent).submit(pending)
         except OverloadedError:
             assert 0 < expires_in < math.inf
+            sent.was_refused = True
         except DeadlineError:
             assert expires_in == 0
-        else:
-            self.taken.append(_Taken(wanted, pending, answer))
+            sent.was_refused = True
 
     @rule(name=st.sampled_from(MODELS))
     def run_pending(self, name: str) -> None:
@@ -168,13 +172,14 @@ class Schedules(RuleBasedStateMachine):
     def expire(self, name: str) -> None:
         self.bench.model(name).scheduler.expire()
 
-    @precondition(lambda self: self.taken)
+    @precondition(lambda self: self.sent)
     @rule(data=st.data())
     def client_goes(self, data: st.DataObject) -> None:
-        taken = data.draw(st.sampled_from(self.taken))
-        taken.answer.cancelled = True
-        self._scheduler(taken).cancel(taken.pending)
-        taken.was_forgotten = True
+        sent = data.draw(st.sampled_from(self.sent))
+        if not sent.was_refused:
+            sent.answer.cancelled = True
+            self._scheduler(sent).cancel(sent.pending)
+            sent.was_forgotten = True
 
     @precondition(lambda self: not self.busy and self.options.batch_delay)
     @rule(name=st.sampled_from(MODELS))
@@ -194,22 +199,24 @@ class Schedules(RuleBasedStateMachine):
         for answer in self.busy:
             answer.release()
         self.bench.repository.close()
-        for taken in self.taken:
-            self._check(taken)
+        taken = [sent for sent in self.sent if not sent.was_refused]
+        for sent in taken:
+            self._check(sent)
+        assert not any(sent.answer.entered.is_set() for sent in self.sent if sent.was_refused)
         assert all(answer.outputs for answer in self.busy)
-        check_counts(self.bench, len(self.taken) + len(self.busy))
+        check_counts(self.bench, len(taken) + len(self.busy))
 
-    def _check(self, taken: _Taken) -> None:
-        if taken.was_forgotten and not taken.answer.entered.is_set():
+    def _check(self, sent: _Sent) -> None:
+        if sent.was_forgotten and not sent.answer.entered.is_set():
             return
-        assert taken.answer.entered.is_set(), "closing waits for every answer"
-        if isinstance(taken.answer.error, DeadlineError):
-            assert taken.pending.expires < math.inf
+        assert sent.answer.entered.is_set(), "closing waits for every answer"
+        if isinstance(sent.answer.error, DeadlineError):
+            assert sent.pending.expires < math.inf
         else:
-            check_answer(taken.wanted, taken.answer)
+            check_answer(sent.wanted, sent.answer)
 
-    def _scheduler(self, taken: _Taken) -> Any:
-        return taken.pending.request.plan.model.scheduler
+    def _scheduler(self, sent: _Sent) -> Any:
+        return sent.pending.request.plan.model.scheduler
 
 
 class InlineSchedules(Schedules):
