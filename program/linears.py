@@ -209,12 +209,13 @@ def _join(first: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> list[fx.
     multiplications = sum(constants[weight].numel() for weight in weights)
     columns = constants[weights[0]].size(1)
     fewest_rows = max(8, _LEAST_MULTIPLICATIONS * len(weights) // multiplications)
-    graph, last = first.graph, replaced[-1]
-    with graph.inserting_before(last):
+    graph = first.graph
+    # Before what follows the first layer, which may write to what it takes.
+    with graph.inserting_before(first):
         call = graph.call_function(
             linear_chain, (first.args[0], weights, biases, activations, fewest_rows * columns)
         )
-    last.replace_all_uses_with(call)
+    replaced[-1].replace_all_uses_with(call)
     for node in reversed(replaced):
         graph.erase_node(node)
     return replaced

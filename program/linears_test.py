@@ -142,6 +142,27 @@ def test_only_what_alone_uses_a_result_is_joined_to_it() -> None:
     check(model, torch.randn(600, 64), count=2)
 
 
+@pytest.mark.parametrize("place", [1, 2])
+def test_what_is_written_to_after_the_first_layer_is_read_before(place: int) -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            given = x * 1
+            inner = self.first(given)
+            if place == 1:
+                given.zero_()
+            inner = self.second(inner.relu())
+            if place == 2:
+                given.zero_()
+            return inner.relu()
+
+    for rows in (2, 600):
+        check(Written(), torch.randn(rows, 64))
+
+
 def test_what_is_not_joined() -> None:
     class Computed(nn.Module):
         def __init__(self) -> None:

@@ -74,8 +74,12 @@ def scale_matmuls(graph: fx.Graph) -> fx.Graph:
     found = [node for node in changed.nodes if _is_scaling(node)]
     for node in found:
         matmul, number = node.args
-        node.target = matmul_mul if node.target is _aten.mul.Tensor else matmul_div
-        node.args = (*matmul.args, float(number))
+        target = matmul_mul if node.target is _aten.mul.Tensor else matmul_div
+        # Before what follows the product, which may write to its operands.
+        with changed.inserting_before(matmul):
+            product = changed.call_function(target, (*matmul.args, float(number)))
+        node.replace_all_uses_with(product)
+        changed.erase_node(node)
         changed.erase_node(matmul)
     return changed if found else graph
 

@@ -144,6 +144,16 @@ def test_a_product_that_is_used_elsewhere_is_left_alone() -> None:
     assert scale_matmuls(graph) is graph
 
 
+def test_what_is_written_to_after_the_product_is_read_before() -> None:
+    graph = fx.Graph()
+    a, b = graph.placeholder("a"), graph.placeholder("b")
+    inner = graph.call_function(_aten.mul.Tensor, (a, 1.0))
+    product = graph.call_function(_aten.matmul.default, (inner, b))
+    graph.call_function(_aten.zero_.default, (inner,))
+    graph.output((graph.call_function(_aten.div.Tensor, (product, 4.0)),))
+    check(graph, torch.randn(2, 3, 4), torch.randn(2, 4, 5))
+
+
 def test_the_graph_itself_stays_as_it_is() -> None:
     graph = graph_of(2.0)
     before = str(graph)
