@@ -55,12 +55,15 @@ def encode(
     except GraphEncodingError as error:
         raise _translated(error) from error
     names = list(ordered)
+    changed: dict[str, torch.Tensor] = {}
     for graph in graphs:
         for place in graph.mutated_inputs:
             if graph.inputs[place].WhichOneof("kind") == "weight":
                 # The model goes on to change its own; the program starts from what it was.
                 name = names[graph.inputs[place].weight]
-                ordered[name] = ordered[name].clone()
+                _require_own_memory(name, ordered)
+                changed[name] = ordered[name].clone()
+    ordered |= changed
     return pb.ProgramGraph(operators=operators.to_proto(), methods=graphs), ordered
 
 
@@ -156,6 +159,40 @@ def _weight(exported: ExportedProgram, target: str) -> torch.Tensor:
     return value.detach()
 
 
+def _require_own_memory(name: str, weights: Mapping[str, torch.Tensor]) -> None:
+    """Checks that no other weight is a view of what a changed one is, or the reverse.
+
+    Raises:
+      ExportError: one is. In a program each weight has memory of its own.
+    """
+    for other, tensor in weights.items():
+        if other != name and _overlap(tensor, weights[name]):
+            raise ExportError(
+                ExportErrorKind.INVALID_SPEC,
+                f"the model changes '{name}', which shares memory with '{other}'",
+                "keep one of them, and compute what the other is when the model is called",
+            )
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Returns whether two weights may have an element in common."""
+    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
+        return False
+    if not (one.numel() and other.numel()):
+        return False
+    (start, end), (other_start, other_end) = map(_extent, (one, other))
+    return start < other_end and other_start < end
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Returns the first byte of a weight in its storage, and the one behind its last."""
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    start = tensor.storage_offset()
+    return int(start) * tensor.element_size(), int(start + last + 1) * tensor.element_size()
+
+
 def _storage_key(tensor: torch.Tensor) -> tuple[object, ...]:
     """Returns what two names for the same weight have in common."""
     return (
@@ -164,6 +201,8 @@ def _storage_key(tensor: torch.Tensor) -> tuple[object, ...]:
         tuple(tensor.shape),
         tensor.stride(),
         tensor.dtype,
+        tensor.is_conj(),
+        tensor.is_neg(),
     )
 
 

@@ -15,7 +15,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from slipway.export import Dim, ExportError, ExportErrorKind, ExportSpec, export, export_spec
+from slipway.export import (
+    Dim,
+    ExportError,
+    ExportErrorKind,
+    ExportSpec,
+    MethodSpec,
+    export,
+    export_spec,
+)
 from slipway.program import ContractViolation, Program, load
 from slipway.program.scalar_types import ScalarType
 
@@ -310,6 +318,52 @@ def test_tied_weights_are_kept_once(tmp_path: Path) -> None:
     assert 2 * 6400 <= size < 2 * 6400 + 1000
 
 
+def test_a_weight_and_its_conjugate_are_two(tmp_path: Path) -> None:
+    class Conjugates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("one", torch.tensor([1 + 2j, 3 - 1j]))
+            self.register_buffer("other", self.get_buffer("one").conj())
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x * self.get_buffer("one"), x * self.get_buffer("other")
+
+    model, x = Conjugates(), torch.ones(2)
+    export(model, x).save(tmp_path)
+    for found, expected in zip(load(tmp_path)(x), model(x), strict=True):
+        torch.testing.assert_close(found, expected.resolve_conj())
+
+
+@pytest.mark.parametrize("written", ["table", "row"])
+def test_state_that_shares_memory_with_other_weights(written: str) -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.zeros(3, 3))
+            self.register_buffer("row", self.get_buffer("table")[1])
+            self.register_buffer("last", self.get_buffer("table")[2])
+
+        def write(self, x: torch.Tensor) -> torch.Tensor:
+            self.get_buffer(written).add_(x)
+            return x * 1
+
+        def read(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.get_buffer("row" if written == "table" else "table").sum()
+
+        def read_last(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.get_buffer("last")
+
+    def spec(*names: str) -> ExportSpec:
+        methods = {name: MethodSpec(args=torch.ones(3)) for name in names}
+        return ExportSpec(model=Views(), methods=methods)
+
+    with pytest.raises(ExportError, match=f"changes '{written}', which shares memory") as caught:
+        export_spec(spec("write", "read"))
+    assert caught.value.kind is ExportErrorKind.INVALID_SPEC
+    if written == "row":  # beside which the last has memory of its own
+        export_spec(spec("write", "read_last"))
+
+
 @pytest.mark.parametrize("scalar_type", ScalarType)
 def test_inputs_and_outputs_of_every_dtype(scalar_type: ScalarType, tmp_path: Path) -> None:
     x = torch.arange(4).to(getattr(torch, scalar_type.value))
@@ -567,6 +621,28 @@ def test_a_model_that_is_random_differs_from_eager() -> None:
     error = failure(lambda x: x + torch.rand(4), torch.ones(4))
     assert error.kind is ExportErrorKind.DIFFERS_FROM_EAGER
     assert "random" in error.advice
+
+
+@pytest.mark.parametrize("first", [lambda size: -size, lambda size: size - 1])
+def test_a_slice_that_means_something_else_where_one_size_is_0(
+    first: Callable[[int], int],
+) -> None:
+    def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        chosen = x[first(y.shape[0]) :]
+        return chosen.sum(0) * chosen.shape[0]
+
+    def shapes(minimum: int) -> dict[str, dict[int, Dim]]:
+        return {
+            name: {0: Dim(size, min=minimum, max=60)} for name, size in (("x", "a"), ("y", "b"))
+        }
+
+    # Where both are 0, nothing differs.
+    call = torch.ones(23, 4), torch.ones(17, 4)
+    error = failure(model, call, dynamic_shapes=shapes(0))
+    assert error.kind is ExportErrorKind.DIFFERS_FROM_EAGER
+    assert ", b = 0" in error.reason
+    assert "where a size is 0 or 1" in error.advice
+    export(model, call, dynamic_shapes=shapes(1))
 
 
 def test_a_model_that_counts_its_calls_in_python_differs_from_eager() -> None:

@@ -45,6 +45,9 @@ _MAXIMUM_ELEMENTS = 1 << 20
 
 _MAXIMUM_CASES = 8
 
+_FEW = 16
+"""How much larger than its least a size is where it is another that matters."""
+
 _UNBOUNDED = 97
 """What stands for the upper end of a symbol without one."""
 
@@ -82,7 +85,9 @@ def check_against_eager(
 
 def compared_bindings(contract: Contract) -> list[tuple[int, ...]]:
     """Returns the values of the symbols for which a program is compared with its model."""
-    return list(itertools.islice(bindings(contract), _MAXIMUM_CASES))
+    usual = itertools.islice(bindings(contract), _MAXIMUM_CASES)
+    small = itertools.islice(_small_sizes(contract), 2 * _MAXIMUM_CASES)
+    return list(dict.fromkeys([*usual, *small]))
 
 
 def call_text(contract: Contract, binding: Sequence[int]) -> str:
@@ -335,6 +340,30 @@ def bindings(contract: Contract) -> Iterator[tuple[int, ...]]:
         if binding not in seen and contract.is_legal(binding):
             seen.add(binding)
             yield binding
+
+
+def _small_sizes(contract: Contract) -> Iterator[tuple[int, ...]]:
+    """Yields legal values of which one is 0 or 1 and, where that is possible, no other is.
+
+    Torch takes it for granted that sizes are more when it finds out how sizes depend on others.
+    """
+    if len(contract.symbols) < 2:
+        return  # these are among the others
+    source = random.Random(0)
+    for index, symbol in enumerate(contract.symbols):
+        for value in range(symbol.minimum, min(2, _highest(symbol) + 1)):
+            for _ in range(64):
+                others = [_more_than_one(item, source) for item in contract.symbols]
+                binding = (*others[:index], value, *others[index + 1 :])
+                if contract.is_legal(binding):
+                    yield binding
+                    break
+
+
+def _more_than_one(symbol: Symbol, source: random.Random) -> int:
+    highest = _highest(symbol)
+    low = min(max(symbol.minimum, 2), highest)
+    return source.randint(low, min(low + _FEW, highest))
 
 
 def _highest(symbol: Symbol) -> int:

@@ -9,6 +9,7 @@ lies in memory otherwise.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,11 +19,15 @@ from torch._dynamo.variables.tensor import TensorVariable
 from torch._subclasses.fake_tensor import FakeTensor
 
 from slipway.export.errors import ExportError, ExportErrorKind, SourceLine
-from slipway.export.gate import compare
+from slipway.export.gate import compare, compared_bindings
+from slipway.export.resizing import binding_of, resized_leaves
 from slipway.export.sources import user_line
 from slipway.program.program import Program
 
 __all__ = ["differs_when_transposed", "record_layout_reads"]
+
+_ELEMENTS = 1 << 20
+"""A call with more elements is not made."""
 
 _READS = ("dim_order", "is_contiguous", "storage_offset", "stride")
 
@@ -77,7 +82,7 @@ def record_layout_reads(lines: list[SourceLine]) -> Iterator[None]:
 def differs_when_transposed(
     model: torch.nn.Module, program: Program, name: str, example: Sequence[object]
 ) -> bool:
-    """Returns whether a program goes wrong on an example that lies in memory the other way round.
+    """Returns whether a program goes wrong on tensors that lie in memory the other way round.
 
     Args:
       model: what the program was made from; its buffers are left as they were.
@@ -85,7 +90,20 @@ def differs_when_transposed(
       name: of the method.
       example: the leaves of the example call, in the order of `contract.inputs`.
     """
-    leaves = [_transposed(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in example]
+    contract = program.methods[name].contract
+    calls: list[Sequence[object]] = [example]
+    if min(binding_of(contract, example), default=2) < 2:
+        # A tensor with one dimension of more than 1 lies the same either way.
+        larger = (binding for binding in compared_bindings(contract) if min(binding) > 1)
+        resized = (resized_leaves(contract, binding, example, _ELEMENTS) for binding in larger)
+        calls += itertools.islice((leaves for leaves in resized if leaves is not None), 1)
+    return any(_differs_when_transposed(model, program, name, leaves) for leaves in calls)
+
+
+def _differs_when_transposed(
+    model: torch.nn.Module, program: Program, name: str, call: Sequence[object]
+) -> bool:
+    leaves = [_transposed(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in call]
     try:
         compare(model, program, name, leaves, "")
     except ExportError as error:

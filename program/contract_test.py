@@ -388,6 +388,13 @@ def test_a_wrong_rank_shows_the_shape_and_the_spec() -> None:
     assert violation.field == "inputs[x].shape"
 
 
+def test_a_rank_far_too_high_is_said_although_the_shape_is_not() -> None:
+    contract = contract_of([BATCH], {"x": [A, Constant(3)]})
+    (violation,) = violations_of(contract, x=[1] * 1000)
+    assert "… 1000 dimensions] is 1000; allowed: 2" in violation.description
+    assert len(violation.description) < 200
+
+
 def test_two_inputs_that_disagree_name_where_the_symbol_comes_from() -> None:
     contract = contract_of([BATCH], {"x": [A], "y": [A]})
     (violation,) = violations_of(contract, x=[3], y=[4])

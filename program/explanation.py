@@ -22,6 +22,9 @@ __all__ = ["explain"]
 _SHOWN = 100
 """How many characters of a caller's word are shown."""
 
+_SHOWN_SIZES = 16
+"""How many dimensions of a caller's shape are shown."""
+
 _SEARCH_DISTANCE = 4096
 """How far from the value given to look for the nearest legal one."""
 
@@ -315,4 +318,7 @@ def _shown(name: str) -> str:
 
 
 def _shape_text(shape: Sequence[int]) -> str:
+    if len(shape) > _SHOWN_SIZES:
+        sizes = ", ".join(map(str, shape[:_SHOWN_SIZES]))
+        return f"[{sizes}, … {len(shape)} dimensions]"
     return f"[{', '.join(map(str, shape))}]"

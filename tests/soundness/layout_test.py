@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slipway.export import ExportError, ExportErrorKind, export
+from slipway.export import Dim, ExportError, ExportErrorKind, export
 from slipway.program import ContractViolation, load
 
 Model = Callable[[torch.Tensor], torch.Tensor]
@@ -72,6 +72,14 @@ def test_a_model_that_does_not_ask_takes_any(strict: bool) -> None:
     assert not program.contract.contiguous
     x = torch.arange(4.0).reshape(2, 2).t()
     torch.testing.assert_close(program(x), _indifferent(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (1, 5), (1, 1)], ids=str)
+def test_an_example_whose_layout_says_nothing(shape: tuple[int, ...]) -> None:
+    rows, columns = Dim("rows", min=1, max=6), Dim("columns", min=1, max=6)
+    model = _by_way_of_an_alias
+    program = export(model, torch.ones(shape), dynamic_shapes={"x": {0: rows, 1: columns}})
+    assert program.contract.contiguous
 
 
 def test_the_example_must_be_contiguous_too() -> None:
