@@ -47,6 +47,7 @@ def check(line: CommandLine) -> None:
         if model.device is not None:
             attempt(("models", name), partial(_device, model.device, "device"))
     attempt(("server", "custom_ops"), lambda: _custom_ops(settings))
+    attempt(("monitoring", "trace_endpoint"), lambda: _tracing(settings.monitoring.trace_endpoint))
     if problems:
         raise ConfigurationError(problems)
     for text in [*doubts(settings.security), *_doubts(line, found)]:
@@ -97,11 +98,23 @@ def _custom_ops(settings: Configuration) -> None:
         raise StartupError(str(error), exit_code=2) from error
 
 
+def _tracing(endpoint: str) -> None:
+    from slipway.serving.tracing import is_configured
+
+    is_configured(endpoint)
+
+
 def _doubts(line: CommandLine, found: list[Found]) -> list[str]:
     """Returns what may yet become right, with a version that is to come, and is hardly meant."""
     settings = line.configuration
     versions = {model.name: model.versions for model in found}
     texts = [f"model '{model.name}': {model.problem}" for model in found if model.problem]
+    for each in found:
+        given = settings.models[each.name].version_policy if each.name in settings.models else None
+        policy = VersionPolicy.parse(given or settings.repository.version_policy)
+        if problem := policy.problem(each.versions):
+            path = ("models", each.name) if given else ("repository", "version_policy")
+            texts.append(line.problem(path, f"model '{each.name}': {problem}"))
     for name in settings.repository.load_model:
         if name not in versions:
             text = f"load_model names '{name}', which the repository does not have"

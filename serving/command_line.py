@@ -124,5 +124,7 @@ def _combined(setting: Setting, before: Any, value: Any) -> Any:
 
 
 def _absolute(path: str) -> str:
+    if not path:
+        raise argparse.ArgumentTypeError("expected a path, and got none")
     # `bazel run` changes the directory and says here where the user was.
     return str(Path(os.environ.get("BUILD_WORKING_DIRECTORY", "")).joinpath(path).absolute())

@@ -187,6 +187,7 @@ def test_a_server_needs_a_repository() -> None:
     ("flag", "expected"),
     [
         ("--port=65536", "argument --port: port is 65536; it must be in 0..65535"),
+        ("--repository=", "argument --repository: expected a path, and got none"),
         ("--port=x", "argument --port: 'x' is no integer"),
         ("--verify=no", "argument --verify: verify is 'no'"),
         ("--keepalive-seconds=inf", "argument --keepalive-seconds: keepalive_seconds is inf"),

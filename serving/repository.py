@@ -172,14 +172,22 @@ class Repository(ServedModels):
     def _chosen(self, model: Found) -> list[int]:
         if not self._is_wanted(model.name):
             return []
-        return self._policies.get(model.name, self._default_policy).choose(model.versions)
+        return self._policy(model.name).choose(model.versions)
+
+    def _policy(self, name: str) -> VersionPolicy:
+        return self._policies.get(name, self._default_policy)
 
     def _update_model(self, model: Found, how: _Update) -> None:
         name, chosen = model.name, self._chosen(model)
         with self._lock:
-            self._problems.pop(name, None)
-            if model.problem and not model.is_missing:
-                self._problems[name] = model.problem
+            before = self._problems.pop(name, None)
+            problem = "" if model.is_missing else model.problem
+            if not problem and self._is_wanted(name):
+                problem = self._policy(name).problem(model.versions)
+                if problem and problem != before:
+                    _LOGGER.error("model '%s': %s", name, problem)
+            if problem:
+                self._problems[name] = problem
             for version in chosen:
                 self._versions.setdefault((name, version), VersionRecord())
         if model.is_unreadable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,14 @@ class VersionPolicy:
         """Returns those of `versions` that are to be served, ascending."""
         chosen = sorted(v for v in versions if self.only is None or v in self.only)
         return chosen if self.latest is None else chosen[-self.latest :]
+
+    def problem(self, versions: Collection[int]) -> str:
+        """Returns why none of `versions` is served; "" if one is, or there are none."""
+        if not versions or self.choose(versions):
+            return ""
+        return (
+            f"the version policy {self} takes none of its versions: {', '.join(map(str, versions))}"
+        )
 
     def __str__(self) -> str:
         if self.only is not None:

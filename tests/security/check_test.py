@@ -77,6 +77,8 @@ tls_key = "server.key"
 inference_tokens = "tokens"
 [models.ranker]
 device = "cuda:01"
+[monitoring]
+trace_endpoint = "collector"
 """
     )
     result = run(f"--config={path}", "--check")
@@ -91,7 +93,19 @@ device = "cuda:01"
     assert found["DIR/server.toml:8"] == "cannot read DIR/server.pem: No such file or directory"
     assert found["DIR/server.toml:10"] == "cannot read DIR/tokens: No such file or directory"
     assert found["DIR/server.toml:11"].startswith("device is 'cuda:01'; it must be cpu, cuda:N")
-    assert len(found) == 7
+    assert found["DIR/server.toml:14"].startswith("--trace-endpoint is 'collector': expected http")
+    assert len(found) == 8
+
+
+def test_a_version_policy_that_takes_nothing_is_a_warning(repository: Path, tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text('[models.affine]\nversion_policy = "8,9"\n')
+    result = run(f"--repository={repository}", f"--config={path}", "--check")
+    assert result.returncode == 0
+    text = "model 'affine': the version policy 8,9 takes none of its versions: 1, 2\n"
+    assert f"warning: {path}:1: {text}" in result.stderr
+    result = run(f"--repository={repository}", "--version-policy=7", "--check")
+    assert "model 'affine': the version policy 7 takes none of its versions: 1, 2" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,15 @@ def test_a_repository_without_a_program_that_loads_is_exit_code_1(tmp_path: Path
     assert result.stdout == ""
 
 
+def test_why_no_version_of_a_model_is_served_is_said(repository: Path) -> None:
+    result = run_server(f"--repository={repository}", "--port=0", "--version-policy=7")
+    assert result.returncode == 1
+    assert "model 'affine': the version policy 7 takes none of its versions: 1, 2, 3\n" in (
+        result.stderr
+    )
+    assert "no program of the repository could be loaded; the reasons are above" in result.stderr
+
+
 def test_a_device_that_is_not_there_is_exit_code_2(repository: Path) -> None:
     result = run_server(f"--repository={repository}", "--port=0", "--device=cuda:99")
     assert result.returncode == 2
