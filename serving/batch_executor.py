@@ -214,8 +214,11 @@ class BatchExecutor:
             return
         if not isinstance(failure, ServingError):
             _LOGGER.error("%s failed", self.subject, exc_info=failure)
-            failure = InternalError(f"{self.subject} failed; the server's log has the cause")
+            failure = self._internal_error()
         self.fail(batch[0], failure)
+
+    def _internal_error(self) -> InternalError:
+        return InternalError(f"{self.subject} failed; the server's log has the cause")
 
     def _answer(
         self, pending: PendingRequest, shapes: list[tuple[int, ...]], contents: list[memoryview]
@@ -229,6 +232,11 @@ class BatchExecutor:
             return False
         except MemoryError:
             self.fail(pending, ResourceExhaustedError(f"{self.subject}: no memory for the answer"))
+            return False
+        except Exception:
+            # The others in the batch have answers to get.
+            _LOGGER.exception("%s: a request could not be answered", self.subject)
+            self.fail(pending, self._internal_error())
             return False
         pending.reply.respond(message)
         return True

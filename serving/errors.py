@@ -67,6 +67,9 @@ _DETAILS_LIMIT = 3000
 
 _ELLIPSIS = " [...]"
 
+_MOST_LISTED = 20
+"""Reasons that are written out."""
+
 _NAME_LIMIT = 80
 """Characters that are repeated of a name that the client made up."""
 
@@ -125,7 +128,10 @@ class InvalidRequestError(ServingError):
 
     @classmethod
     def of(cls, subject: str, violations: Sequence[FieldViolation]) -> InvalidRequestError:
-        """Returns the error whose text lists all of the `violations` of a request to `subject`."""
+        """Returns the error for the `violations` of a request to `subject`.
+
+        Its text lists the first of them, and says how many there are.
+        """
         return cls(_listed(subject, [item.description for item in violations]), violations)
 
 
@@ -268,7 +274,9 @@ def status_message(error: ServingError) -> status_pb2.Status:
 def _listed(subject: str, descriptions: Sequence[str]) -> str:
     if len(descriptions) == 1:
         return f"{subject} refused the request: {descriptions[0]}"
-    lines = "".join(f"\n- {description}" for description in descriptions)
+    lines = "".join(f"\n- {description}" for description in descriptions[:_MOST_LISTED])
+    if len(descriptions) > _MOST_LISTED:
+        lines += f"\n- and {len(descriptions) - _MOST_LISTED} more"
     return f"{subject} refused the request for {len(descriptions)} reasons:{lines}"
 
 

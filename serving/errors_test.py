@@ -42,6 +42,13 @@ def test_one_violation_is_a_sentence_and_several_are_a_list() -> None:
     assert str(two) == "m refused the request for 2 reasons:\n- the rank is 1\n- it is 9"
 
 
+def test_no_more_than_a_few_violations_are_written_out() -> None:
+    violations = [FieldViolation(f"inputs[{n}]", f"reason {n}") for n in range(10_000)]
+    text = str(InvalidRequestError.of("m", violations))
+    assert "for 10000 reasons:\n- reason 0\n" in text
+    assert text.endswith("\n- reason 19\n- and 9980 more")
+
+
 def test_each_violation_becomes_a_field_violation() -> None:
     violations = [Violation("rank", "the rank is 1", "x"), Violation("range", "it is 9", "x", 0)]
     error = ContractError.from_violation("m", ContractViolation("forward", violations))

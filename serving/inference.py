@@ -25,6 +25,7 @@ from slipway.serving.scheduler import ClosedError, Scheduler
 from slipway.serving.shared_memory import SharedMemoryRegions
 from slipway.serving.statistics import RefusalCounts
 from slipway.serving.transport import WireCall
+from slipway.serving.wire import MAX_MESSAGE_SIZE
 
 __all__ = ["InferenceFrontend"]
 
@@ -56,6 +57,7 @@ class InferenceFrontend:
         repository: Repository,
         shared_memory: SharedMemoryRegions | None = None,
         observer: RequestObserver | None = None,
+        max_message_bytes: int = MAX_MESSAGE_SIZE,
     ) -> None:
         """Makes a front end that is not open yet.
 
@@ -63,12 +65,14 @@ class InferenceFrontend:
           repository: of the models.
           shared_memory: the regions that tensors may lie in; None for none at all.
           observer: of single requests; None for none.
+          max_message_bytes: of a response.
         """
         self.is_open = False
         self.refusals = RefusalCounts()
         self._observer = observer
         self._repository = repository
         self._shared_memory = shared_memory
+        self._max_message_bytes = max_message_bytes
         self._local = threading.local()
         self._large = ThreadPoolExecutor(1, thread_name_prefix="large requests")
         # What has requests that nobody has seen to yet.
@@ -153,7 +157,9 @@ class InferenceFrontend:
         arrived = time.monotonic()
         reader: RequestReader | None = getattr(self._local, "reader", None)
         if reader is None:
-            reader = self._local.reader = RequestReader(self._repository, self._shared_memory)
+            reader = self._local.reader = RequestReader(
+                self._repository, self._shared_memory, self._max_message_bytes
+            )
         record = None
         if self._observer is not None:
             record = self._observer.begin(reply.method, reply.metadata, arrived)

@@ -11,15 +11,12 @@ from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.errors import FieldViolation, InvalidRequestError, ResourceExhaustedError
 from slipway.serving.shared_memory import RegionReference, RegionSlice
 from slipway.serving.tensors import TensorHeader, elements_problem
-from slipway.serving.wire import join_response
+from slipway.serving.wire import MAX_MESSAGE_SIZE, join_response
 
 if TYPE_CHECKING:
     from slipway.serving.model import Model
 
-__all__ = ["MAX_MESSAGE_SIZE", "InferenceRequest", "Plan"]
-
-MAX_MESSAGE_SIZE = 2**31 - 1
-"""Bytes of a message, at most: protobuf's limit."""
+__all__ = ["InferenceRequest", "Plan"]
 
 _DIGEST = "slipway_program_digest"
 
@@ -63,6 +60,7 @@ class Plan:
     group: tuple[int, ...] | None
     binding: tuple[int, ...]
     is_routed: bool = False
+    max_message_bytes: int = MAX_MESSAGE_SIZE
     _response_headers: dict[tuple[tuple[int, ...], ...], bytes] = field(default_factory=dict)
 
     def response(
@@ -79,12 +77,8 @@ class Plan:
           ResourceExhaustedError: it would be larger than the protocol allows.
         """
         size = sum(contents[index].nbytes for index in self.outputs)
-        # A mebibyte is more than names, shapes and lengths take.
-        if size + 2**20 > MAX_MESSAGE_SIZE:
-            raise ResourceExhaustedError(
-                f"{self.model.subject}: Response has byte size {size} which exceeds gRPC's byte "
-                f"size limit {MAX_MESSAGE_SIZE}; send a smaller batch or ask for fewer outputs"
-            )
+        if size > self.max_message_bytes:
+            raise self._too_large(size)
         key = tuple(shapes)
         header = self._response_headers.get(key)
         if header is None:
@@ -92,7 +86,16 @@ class Plan:
             if len(self._response_headers) >= _KEPT_RESPONSE_HEADERS:
                 self._response_headers.clear()  # sizes depend on data, and no two are alike
             self._response_headers[key] = header
-        return join_response(header, identifier, [contents[index] for index in self.outputs])
+        message = join_response(header, identifier, [contents[index] for index in self.outputs])
+        if len(message) > self.max_message_bytes:
+            raise self._too_large(len(message))
+        return message
+
+    def _too_large(self, size: int) -> ResourceExhaustedError:
+        return ResourceExhaustedError(
+            f"{self.model.subject}: Response has byte size {size} which exceeds gRPC's byte "
+            f"size limit {self.max_message_bytes}; send a smaller batch or ask for fewer outputs"
+        )
 
     def _response_header(self, shapes: tuple[tuple[int, ...], ...]) -> bytes:
         model = self.model

@@ -24,7 +24,7 @@ from slipway.serving.region_references import check_reference_sizes, read_refere
 from slipway.serving.repository import Repository
 from slipway.serving.shared_memory import RegionSlice, SharedMemoryRegions
 from slipway.serving.tensors import check_contents, read_headers, read_typed_contents
-from slipway.serving.wire import not_a_request, split_request
+from slipway.serving.wire import MAX_MESSAGE_SIZE, not_a_request, split_request
 
 __all__ = ["DEFAULT_PRIORITY", "RequestReader"]
 
@@ -46,18 +46,23 @@ class RequestReader:
     """
 
     def __init__(
-        self, repository: Repository, shared_memory: SharedMemoryRegions | None = None
+        self,
+        repository: Repository,
+        shared_memory: SharedMemoryRegions | None = None,
+        max_message_bytes: int = MAX_MESSAGE_SIZE,
     ) -> None:
         """Makes a reader.
 
         Args:
           repository: of the models.
           shared_memory: the regions that tensors may lie in; None for none at all.
+          max_message_bytes: of a response.
         """
         self.model: Model | None = None
         self.identifier = b""
         self._repository = repository
         self._shared_memory = shared_memory
+        self._max_message_bytes = max_message_bytes
         self._generation = repository.generation
         self._plans: dict[bytes, tuple[Plan, int]] = {}
 
@@ -160,6 +165,7 @@ class RequestReader:
             group=group,
             binding=binding,
             is_routed=not request.model_version and self._repository.is_split(request.model_name),
+            max_message_bytes=self._max_message_bytes,
         )
 
     def _request(

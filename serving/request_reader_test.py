@@ -14,6 +14,7 @@ from slipway.serving.errors import (
     ContractError,
     InvalidRequestError,
     NotFoundError,
+    ResourceExhaustedError,
     ServingError,
     UnavailableError,
     UnsupportedError,
@@ -285,3 +286,21 @@ def test_it_tells_whose_request_was_refused(repository: Repository, reader: Requ
     refusal(reader, request)
     assert reader.model is None
     assert reader.identifier == b"two"
+
+
+def test_a_response_is_bounded_with_its_id_and_its_header(repository: Repository) -> None:
+    request = protocol.ModelInferRequest(model_name="affine", id="i" * 100)
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    request.raw_input_contents.append(bytes(16))
+    message = request.SerializeToString()
+    results = [(1, 3)], [memoryview(bytes(12))]
+    size = len(RequestReader(repository).read(message).response(*results))
+    exact = RequestReader(repository, max_message_bytes=size).read(message)
+    assert len(exact.response(*results)) == size
+    for limit, stated in ((size - 1, size), (11, 12)):
+        bounded = RequestReader(repository, max_message_bytes=limit).read(message)
+        with pytest.raises(
+            ResourceExhaustedError,
+            match=f"byte size {stated} which exceeds gRPC's byte size limit {limit};",
+        ):
+            bounded.response(*results)

@@ -31,6 +31,7 @@ from slipway.serving.errors import (
 from slipway.serving.processors import give_way
 from slipway.serving.request_queue import PendingRequest, RequestQueue
 from slipway.serving.statistics import StageTimes
+from slipway.serving.wire import MAX_MESSAGE_SIZE
 
 __all__ = ["ClosedError", "MemoryBudget", "Scheduler", "SchedulingOptions"]
 
@@ -104,9 +105,20 @@ class MemoryBudget:
         return self._used
 
     def take(self, size: int) -> None:
-        """Raises OverloadedError if there is no room for `size` bytes; else takes it."""
+        """Takes `size` bytes.
+
+        One request alone may have more than the limit, but not what no message can hold.
+
+        Raises:
+          ResourceExhaustedError: it is of that size, which it can be in shared memory.
+          OverloadedError: there is no room at present.
+        """
+        if size > max(self._limit, MAX_MESSAGE_SIZE):
+            raise ResourceExhaustedError(
+                f"the request's tensors have {size} bytes, and the server may hold {self._limit} "
+                "of requests: send a smaller batch"
+            )
         with self._lock:
-            # One request alone is always let in, since protobuf bounds what it can hold.
             if self._used and self._used + size > self._limit:
                 raise OverloadedError(
                     f"the server holds {self._used} bytes of requests, and may hold "

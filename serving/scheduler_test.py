@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +16,13 @@ from slipway.program import Method
 from slipway.serving.errors import (
     DeadlineError,
     DeviceError,
+    InternalError,
     OverloadedError,
     ResourceExhaustedError,
     UnavailableError,
 )
 from slipway.serving.model import Environment
+from slipway.serving.plan import InferenceRequest
 from slipway.serving.scheduler import MemoryBudget, SchedulingOptions
 from slipway.tests.serving.scheduling import Answer, Bench, affine, columns, lookup
 
@@ -258,6 +262,37 @@ def test_a_request_that_expires_in_the_queue_is_never_run(
     assert good.outputs
     assert sizes(bench) == {1: 2}
     assert failures(bench) == 1
+
+
+def test_an_answer_that_cannot_be_made_is_an_error_and_the_others_get_theirs(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, answered = InferenceRequest.response, itertools.count()
+
+    def response(self: InferenceRequest, *results: Any) -> bytes:
+        if next(answered) == 2:  # of the one that keeps the instance busy, and three
+            raise OSError("secret")
+        return original(self, *results)
+
+    monkeypatch.setattr(InferenceRequest, "response", response)
+    bench = make_bench()
+    busy = bench.occupy()
+    answers = [bench.submit(affine(value)) for value in range(3)]
+    finish(bench, busy, answers)
+    assert [bool(answer.outputs) for answer in answers] == [True, False, True]
+    assert isinstance(answers[1].error, InternalError)
+    assert "secret" not in str(answers[1].error)
+    assert failures(bench) == 1
+
+
+def test_a_request_that_no_message_can_hold_is_not_let_in_alone() -> None:
+    budget = MemoryBudget(2**20)
+    budget.take(2**31 - 1)
+    budget.give_back(2**31 - 1)
+    with pytest.raises(ResourceExhaustedError, match="may hold 1048576 of requests: send a small"):
+        budget.take(2**31)
+    assert budget.used == 0
+    MemoryBudget(2**40).take(2**31)
 
 
 def test_a_request_whose_client_goes_frees_what_it_held(make_bench: MakeBench) -> None:

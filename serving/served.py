@@ -137,6 +137,8 @@ class ServedModels:
             }
             if name not in self._models and not statuses:
                 known = ", ".join(repr(item) for item in sorted(self._models)[:20])
+                if len(self._models) > 20:
+                    known += f" and {len(self._models) - 20} more"
                 raise NotFoundError(
                     f"Request for unknown model: {quoted(name)} is not found; "
                     f"the models are {known}"

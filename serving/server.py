@@ -11,9 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_health.v1 import health_pb2_grpc
 
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.authorization import Authorizer
@@ -27,6 +25,7 @@ from slipway.serving.loader import Loader
 from slipway.serving.logs import LogControl
 from slipway.serving.metrics import Sources
 from slipway.serving.observation import RequestObserver
+from slipway.serving.reflection import Reflection
 from slipway.serving.repository import Repository
 from slipway.serving.rpc import generic_handler
 from slipway.serving.service import InferenceService, Phase
@@ -37,8 +36,9 @@ from slipway.serving.transport import InferenceTransport
 
 __all__ = ["InferenceServer"]
 
-_CONTROL_THREADS = 4
-"""Threads for everything but inference: health and metadata never wait behind it."""
+_CONTROL_THREADS = 64
+"""Threads for everything but inference, at most: health and metadata never wait behind it. A call
+keeps one from when it begins, and clients may take their time to send its message."""
 
 _SERVICE = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
@@ -88,7 +88,9 @@ class InferenceServer:
         self._control = RepositoryControl(repository, loader, mode, self._report, poll_seconds)
         self._service = InferenceService(repository, self._control, shared_memory, log)
         self._observer = observer
-        self._frontend = InferenceFrontend(repository, shared_memory, observer)
+        self._frontend = InferenceFrontend(
+            repository, shared_memory, observer, limits.max_message_bytes
+        )
         # Loading takes long, and whoever asks for it must not keep others from asking for health.
         self._control_pool = ThreadPoolExecutor(1, thread_name_prefix="repository control")
         # One more than there may be, for the stream that is refused.
@@ -118,7 +120,8 @@ class InferenceServer:
             ]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        _add_reflection(self._server)
+        self._reflection = Reflection()
+        self._reflection.add_to(self._server)
         self._transport = InferenceTransport(
             self._server,
             f"/{_SERVICE.full_name}/ModelInfer",
@@ -148,8 +151,9 @@ class InferenceServer:
             else:
                 bound = self._server.add_secure_port(f"{bracketed}:{port}", credentials)
         except RuntimeError as error:
+            reason, is_lasting = _why_not(host, port)
             raise StartupError(
-                f"cannot listen on {bracketed}:{port}: {_why_not(host, port)}", exit_code=1
+                f"cannot listen on {bracketed}:{port}: {reason}", exit_code=2 if is_lasting else 1
             ) from error
         self._transport.start()
         return f"{bracketed}:{bound}"
@@ -211,6 +215,7 @@ class InferenceServer:
         """
         self._service.phase = Phase.DRAINING
         self._health.close()
+        self._reflection.close()
         self._streams.close()
         self._control.close()
         deadline = time.monotonic() + grace
@@ -232,23 +237,14 @@ class InferenceServer:
         self._repository.close()
 
 
-def _add_reflection(server: grpc.Server) -> None:
-    # Reflection reads one pool, and the protocol lives in a pool of its own.
-    pool = DescriptorPool()
-    files = (protocol.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
-    for file in files:
-        pool.AddSerializedFile(file.serialized_pb)
-    names = [service.full_name for file in files for service in file.services_by_name.values()]
-    reflection.enable_server_reflection(names, server, pool=pool)
-
-
-def _why_not(host: str, port: int) -> str:
-    """Returns why the address cannot be had, which gRPC does not say."""
+def _why_not(host: str, port: int) -> tuple[str, bool]:
+    """Returns why the address cannot be had, which gRPC does not say, and whether for ever."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.bind(address)
             probe.listen()
     except OSError as error:
-        return error.strerror or os.strerror(error.errno or 0)
-    return "gRPC could not bind to it"
+        reason = error.strerror or os.strerror(error.errno or 0)
+        return reason, isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME
+    return "gRPC could not bind to it", False

@@ -12,11 +12,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import torch
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
 from slipway.program import Method
@@ -28,6 +31,7 @@ from slipway.serving.model import Environment
 from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.serving.request_queue import PendingRequest
+from slipway.serving.routing import Route
 from slipway.serving.scheduler import Scheduler
 from slipway.serving.server import InferenceServer
 from slipway.tests.serving.programs import write_affine
@@ -40,7 +44,8 @@ class Running:
         self.device_failed = threading.Event()
         self.environment = Environment(on_device_failure=self.device_failed.set)
         loader = Loader(Host(Processors(1)), self.environment)
-        self.server = InferenceServer(Repository(root), loader)
+        routes = {"affine": Route(labels={"stable": 1, "next": 2})}
+        self.server = InferenceServer(Repository(root, routes=routes), loader)
         self.address = self.server.start("127.0.0.1", 0)
         self.channel = grpc.insecure_channel(self.address)
 
@@ -56,7 +61,11 @@ class Running:
         data = self.call("ServerReady", protocol.ServerReadyRequest())
         return protocol.ServerReadyResponse.FromString(data).ready
 
-    def call(self, method: str, request: protocol.ModelInferRequest) -> bytes:
+    def is_model_ready(self, version: str) -> bool:
+        data = self.call("ModelReady", protocol.ModelReadyRequest(name="affine", version=version))
+        return protocol.ModelReadyResponse.FromString(data).ready
+
+    def call(self, method: str, request: Message) -> bytes:
         path = f"/inference.GRPCInferenceService/{method}"
         response: bytes = self.channel.unary_unary(path)(request.SerializeToString(), timeout=60)
         return response
@@ -111,6 +120,56 @@ def test_while_loading_it_is_unavailable_and_then_it_is_not(running: Running) ->
     for service in ("", "affine"):
         assert running.health(service) == health_pb2.HealthCheckResponse.SERVING
     assert running.infer().outputs[0].shape == [1, 3]
+
+
+def test_a_version_is_ready_by_its_label_too(running: Running) -> None:
+    assert not running.is_model_ready("stable")
+    running.server.load(lambda: False)
+    versions = ("", "1", "stable", "2", "next", "other")
+    assert [running.is_model_ready(version) for version in versions] == [True] * 3 + [False] * 3
+
+
+def test_calls_whose_message_does_not_come_keep_nobody_waiting(running: Running) -> None:
+    is_over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        is_over.wait()
+        yield b""
+
+    reflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    paths = ["/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Check"] * 16
+    calls: list[Any] = [running.channel.stream_unary(path).future(nothing()) for path in paths]
+    calls += [running.channel.stream_stream(reflection)(nothing()) for _ in range(100)]
+    try:
+        time.sleep(0.5)
+        for _ in range(3):
+            assert running.health("") == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert not running.is_ready()
+    finally:
+        is_over.set()
+        for call in calls:
+            call.cancel()
+
+
+def test_a_tool_that_is_open_does_not_hold_up_the_end(running: Running) -> None:
+    running.server.load(lambda: False)
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    is_over = threading.Event()
+
+    def ask() -> Iterator[bytes]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+        is_over.wait()
+
+    stream = running.channel.stream_stream(path)(ask())
+    answer = reflection_pb2.ServerReflectionResponse.FromString(next(stream))
+    names = {service.name for service in answer.list_services_response.service}
+    assert "inference.GRPCInferenceService" in names
+    started = time.monotonic()
+    assert running.server.drain(60)
+    assert time.monotonic() - started < 30
+    is_over.set()
+    with pytest.raises(grpc.RpcError):
+        next(stream)
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

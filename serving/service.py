@@ -12,6 +12,7 @@ from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.control import RepositoryControl
 from slipway.serving.errors import (
     NotFoundError,
+    ServingError,
     UnavailableError,
     UnsupportedError,
 )
@@ -107,8 +108,11 @@ class InferenceService:
         self, request: protocol.ModelReadyRequest, context: grpc.ServicerContext
     ) -> protocol.ModelReadyResponse:
         """Answers no, rather than NOT_FOUND, for models that are unknown, as Triton does."""
-        versions = map(str, self._repository.ready_versions(request.name))
-        ready = request.version in versions if request.version else any(versions)
+        try:
+            self._repository.find(request.name, request.version)
+            ready = True
+        except ServingError:
+            ready = False
         return protocol.ModelReadyResponse(ready=ready and self.phase is Phase.SERVING)
 
     def server_metadata(

@@ -100,6 +100,7 @@ class RegionSlice:
 
         Raises:
           InvalidRequestError: `content` is larger than the place, or the file has become too short.
+          ResourceExhaustedError: the system has no memory for what is written.
         """
         if content.nbytes > self.nbytes:
             raise InvalidRequestError(
@@ -112,7 +113,15 @@ class RegionSlice:
             raise self._too_short()  # to write would make it longer
         position = 0
         while position < content.nbytes:
-            position += os.pwrite(descriptor, content[position:], self._offset + position)
+            try:
+                position += os.pwrite(descriptor, content[position:], self._offset + position)
+            except OSError as error:
+                # A file without holes has its memory; one that was only made long has not.
+                raise ResourceExhaustedError(
+                    f"cannot write {content.nbytes} bytes to shared memory region "
+                    f"{quoted(self._region.name)}: {error.strerror}; a region whose file was "
+                    "written to, or made with posix_fallocate, has memory of its own"
+                ) from error
 
     def _too_short(self) -> InvalidRequestError:
         return InvalidRequestError(

@@ -14,7 +14,14 @@ from collections.abc import Iterable
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.errors import InvalidRequestError
 
-__all__ = ["SplitRequest", "join_response", "length_delimited", "not_a_request", "split_request"]
+__all__ = [
+    "MAX_MESSAGE_SIZE",
+    "SplitRequest",
+    "join_response",
+    "length_delimited",
+    "not_a_request",
+    "split_request",
+]
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
@@ -24,6 +31,12 @@ _RESPONSE_ID = bytes([protocol.ModelInferResponse.ID_FIELD_NUMBER << 3 | _LENGTH
 _RAW_OUTPUT = bytes(
     [protocol.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED]
 )
+
+MAX_MESSAGE_SIZE = 2**31 - 1
+"""Bytes of the largest message that protobuf can hold."""
+
+_MOST_FIELDS = 10_000
+"""Fields of a request, of which each tensor, parameter and name is one."""
 
 SplitRequest = tuple[bytes, bytes, list[memoryview]]
 """The header, a ModelInferRequest without id and tensors; the id; and the tensors' contents."""
@@ -35,17 +48,25 @@ def split_request(message: bytes) -> SplitRequest:
     The header is not parsed yet; whoever parses it finds what else is wrong with the message.
 
     Raises:
-      InvalidRequestError: the bytes are cut off, or are no protobuf message.
+      InvalidRequestError: the bytes are cut off, or are no protobuf message, or there are more
+        fields than any model has tensors.
     """
     view = memoryview(message)
     end = len(message)
     contents: list[memoryview] = []
     header: list[memoryview] = []
     identifier = b""
-    position = header_start = 0
+    position = header_start = fields = 0
     try:
         while position < end:
             start = position
+            fields += 1
+            if fields > _MOST_FIELDS:
+                # Each takes two bytes of the message, and hundreds here.
+                raise InvalidRequestError(
+                    f"the request has more than {_MOST_FIELDS} inputs, outputs, parameters and raw "
+                    "contents"
+                )
             tag = message[position]
             position += 1
             if tag & 0x80:

@@ -167,3 +167,10 @@ def test_a_length_delimited_field_is_read_by_protobuf(text: str, size: int) -> N
     number = Request.MODEL_NAME_FIELD_NUMBER
     message = length_delimited(number, text.encode() * size)
     assert Request.FromString(message) == Request(model_name=text * size)
+
+
+@pytest.mark.parametrize("field", [b"\x2a\x00", b"\x3a\x00", b"\x32\x00", b"\x0a\x00"])
+def test_no_more_fields_than_any_model_has_tensors(field: bytes) -> None:
+    split_request(field * 10_000)
+    with pytest.raises(InvalidRequestError, match="more than 10000 inputs, outputs"):
+        split_request(field * 10_001)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.shared_memory import SharedMemory
@@ -351,6 +352,32 @@ def test_a_file_that_is_cut_short_is_an_error_and_not_the_end_of_the_server(
     assert "has been cut short" in caught.value.details()
     assert os.path.getsize(f"/dev/shm/{name}") == 8
     assert server.process.poll() is None
+
+
+def test_a_write_that_the_system_refuses_is_an_error_of_that_request(
+    server: ServerProcess,
+    channel: grpc.Channel,
+    client: InferenceServerClient,
+    make_file: Callable[[int], str],
+) -> None:
+    client.register_system_shared_memory("r", make_file(64), 64)
+    request = infer_request("affine", x=zeros("FP32", [1, 4]))
+    item = request.outputs.add(name="y")
+    item.parameters["shared_memory_region"].string_param = "r"
+    item.parameters["shared_memory_offset"].int64_param = 32
+    item.parameters["shared_memory_byte_size"].int64_param = 16
+    # As for a file with holes where there is no memory to fill them.
+    usual = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (8, -1))
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            call(channel, "ModelInfer", request)
+    finally:
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, usual)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "cannot write 12 bytes to shared memory region 'r': File too large" in (
+        caught.value.details()
+    )
+    assert call(channel, "ModelInfer", request).outputs
 
 
 def test_booleans_in_a_region_are_zero_or_one(
