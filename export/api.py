@@ -21,6 +21,7 @@ from slipway.export.models import module_for_method, restoring_dicts
 from slipway.export.positions import sources_of
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import DynamicShapes, ExportSpec, MethodSpec
+from slipway.export.spec_types import require_types
 from slipway.export.tightening import tighten
 from slipway.export.tracing import Traced, Tracer, settle
 from slipway.export.translation import is_from_tracing, translate
@@ -72,13 +73,8 @@ def export(
 
 def export_spec(spec: ExportSpec) -> Program:
     """Traces what a spec describes, as `export` does. Raises: ExportError."""
+    require_types(spec)
     methods = spec.methods or {DEFAULT_METHOD: spec}
-    if spec.methods and (spec.args or spec.kwargs or spec.dynamic_shapes):
-        raise ExportError(
-            ExportErrorKind.INVALID_SPEC,
-            "the spec has both methods and the arguments of a method of its own",
-            "give each method its own, in methods=",
-        )
     if isinstance(spec.model, torch.nn.Module):
         require_values(
             spec.model,

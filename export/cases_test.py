@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from slipway.program import (
     load,
     verify,
 )
-from slipway.program.cases import AnsweredCase, RefusedCase
+from slipway.program.cases import AnsweredCase, RefusedCase, difference
 from slipway.program.container import read_container, write_container
+from slipway.program.interpreter import use_interpreter
 from slipway.program.shards import file_digest
 
 ROWS = Dim("rows", min=1, max=6)
@@ -108,3 +110,56 @@ def test_a_spec_may_want_none(tmp_path: Path) -> None:
     export(torch.nn.ReLU(), torch.ones(2), cases=0).save(tmp_path / "program")
     assert not (tmp_path / "program/cases").exists()
     assert verify(load(tmp_path / "program")) == []
+
+
+def test_what_is_no_number_or_infinite_must_be_just_that(tmp_path: Path) -> None:
+    x = torch.tensor([[1.0, -1.0, 0.0], [4.0, 2.0, 0.0]])
+    program = export(lambda x: x.sqrt() / x, x, dynamic_shapes={"x": {0: ROWS}})
+    assert x.sqrt().div(x).isnan().any()
+    results = verify(program)
+    assert all(result.absolute_error == result.relative_error == 0 for result in results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize(
+    ("actual", "expected", "is_same"),
+    [
+        (math.nan, math.nan, True),
+        (math.inf, math.inf, True),
+        (-math.inf, -math.inf, True),
+        (5.0, math.inf, False),
+        (5.0, -math.inf, False),
+        (5.0, math.nan, False),
+        (math.inf, -math.inf, False),
+        (math.inf, 5.0, False),
+        (math.nan, 5.0, False),
+        (math.nan, math.inf, False),
+    ],
+)
+def test_only_the_same_is_near_what_is_not_finite(
+    actual: float, expected: float, is_same: bool, dtype: torch.dtype
+) -> None:
+    found = torch.tensor([1.0, actual], dtype=dtype)
+    wanted = torch.tensor([1.0, expected], dtype=dtype)
+    if is_same:
+        assert difference(found, wanted, 1, "x") == (0, 0)
+        return
+    with pytest.raises(CaseFailedError, match="x differs"):
+        difference(found, wanted, 1, "x")
+
+
+def test_a_call_that_the_engine_refuses_starts_from_what_it_was_given() -> None:
+    embedding = torch.nn.Embedding(10, 3)
+
+    def model(tokens: torch.Tensor) -> torch.Tensor:
+        tokens.sub_(1)
+        result: torch.Tensor = embedding(tokens)
+        return result
+
+    program = export(model, torch.ones(2, 3, dtype=torch.int64))
+    assert use_interpreter(program) == []
+    for first in (11, 0):  # one further, either way, would be an element
+        tokens = torch.tensor([[first, 2, 3], [1, 2, 3]])
+        with pytest.raises(IndexError):
+            program(tokens)
+        assert tokens.tolist() == [[first - 1, 1, 2], [0, 1, 2]]

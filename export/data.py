@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import sys
 from pathlib import Path, PurePosixPath
@@ -48,8 +49,21 @@ def data_path(label: str) -> Path:
             found = Path(root).absolute() / place
             if found.exists():
                 return found
+        in_module = repository and _in_module(Path(root).absolute(), repository, path)
+        if in_module:
+            return in_module
     raise ExportError(
         ExportErrorKind.INVALID_SPEC,
         f"the file {label} is not there",
         "list it in `data` of the torch_export or of the model's py_library",
     )
+
+
+def _in_module(root: Path, module: str, path: PurePosixPath) -> Path | None:
+    """Returns a file of a module, whose folder's name has the version or an override behind it."""
+    folders = [
+        *root.glob(f"{glob.escape(module)}~*"),
+        *root.glob(f"external/{glob.escape(module)}~*"),
+    ]
+    found = [folder / path for folder in folders if (folder / path).exists()]
+    return found[0] if len(found) == 1 else None

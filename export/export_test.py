@@ -645,6 +645,54 @@ def test_a_slice_that_means_something_else_where_one_size_is_0(
     export(model, call, dynamic_shapes=shapes(1))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("methods", [MethodSpec()], "methods is no dict"),
+        ("methods", {"encode": torch.ones(2)}, "methods is no dict"),
+        ("symbols", ["b"], "symbols is ['b']"),
+        ("relations", "b % 2 == 0", "relations is 'b % 2 == 0'"),
+        ("output_names", "xy", "output_names is 'xy'"),
+        ("output_names", [1, 2], "output_names is [1, 2]"),
+        ("batching_tolerance", 1e-3, "batching_tolerance is 0.001"),
+        ("padding", {"s": 0}, "padding is {'s': 0}"),
+        ("dynamic_shapes", "b, 3", "dynamic_shapes is the text 'b, 3'"),
+        ("custom_ops", "my_ops", "custom_ops is 'my_ops'"),
+        ("cases", "three", "cases is 'three'"),
+        ("cases", -1, "cases is -1"),
+        ("model", nn.ReLU, "the model is the class ReLU"),
+    ],
+)
+def test_a_field_of_a_spec_that_is_something_else(field: str, value: Any, expected: str) -> None:
+    fields = {"model": nn.ReLU(), "args": torch.ones(2, 3)} | {field: value}
+    with pytest.raises(ExportError) as caught:
+        export_spec(ExportSpec(**fields))
+    assert caught.value.kind is ExportErrorKind.INVALID_SPEC
+    assert expected in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("args", torch.ones(2, 3)),
+        ("args", torch.zeros(1)),
+        ("kwargs", {"x": torch.ones(2)}),
+        ("batching", False),
+        ("batching_tolerance", (0.0, 0.0)),
+        ("relations", ["b % 2 == 0"]),
+        ("symbols", {"b": (1, 2)}),
+        ("output_names", ["y"]),
+        ("padding", {}),
+        ("accept_narrowing", "why not"),
+    ],
+)
+def test_a_spec_with_methods_has_none_of_its_own(field: str, value: Any) -> None:
+    methods = {"forward": MethodSpec(args=torch.ones(2, 3))}
+    with pytest.raises(ExportError, match=f"and a method of its own, with {field}") as caught:
+        export_spec(ExportSpec(model=nn.ReLU(), methods=methods, **{field: value}))
+    assert caught.value.advice.startswith("give each method its own")
+
+
 def test_a_model_that_counts_its_calls_in_python_differs_from_eager() -> None:
     calls = iter(range(1000))
     error = failure(lambda x: x + next(calls), torch.ones(4))

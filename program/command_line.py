@@ -124,7 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         "entries",
         nargs="+",
         metavar="PLACE,LABEL,PROGRAM",
-        help="MODEL/VERSION, the target that made it, and the program's directory",
+        help="MODEL/VERSION, the target that made it, and the program's directory, with commas or "
+        "with tabs between them",
     )
     manifest.add_argument("--output", type=_path, metavar="FILE", help="write there, not to stdout")
     manifest.set_defaults(run=_manifest)
@@ -264,7 +265,8 @@ def _manifest(options: argparse.Namespace) -> int:
     rows = []
     for entry in options.entries:
         try:
-            place, label, program = entry.split(",", 2)
+            # A label may have commas.
+            place, label, program = entry.split("\t" if "\t" in entry else ",", 2)
         except ValueError:
             raise UsageError(f"{entry}: expected PLACE,LABEL,PROGRAM") from None
         rows.append((place, label, read_container(_path(program)).digest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +129,15 @@ class Container:
         return message
 
 
+def _read(path: Path) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise CorruptProgramError(f"{path} is not a file")  # and may never end
+    if status.st_size > _MAXIMUM_BYTES:
+        raise CorruptProgramError(f"{path} is larger than a protobuf message may be")
+    return path.read_bytes()
+
+
 def _parse(
     message: Message,
     data: bytes,
@@ -195,11 +205,9 @@ def read_container(directory: str | Path) -> Container:
     """
     path = Path(directory) / PROGRAM_FILE
     try:
-        if path.stat().st_size > _MAXIMUM_BYTES:
-            raise CorruptProgramError(f"{path} is larger than a protobuf message may be")
-        data = path.read_bytes()
+        data = _read(path)
         sources_path = path.with_name(SOURCES_FILE)
-        sources = sources_path.read_bytes() if sources_path.exists() else b""
+        sources = _read(sources_path) if sources_path.exists() else b""
     except OSError as error:
         raise CorruptProgramError(
             f"cannot read {path}: {error.strerror}; a program is a directory with {PROGRAM_FILE} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -200,7 +201,10 @@ def test_altered_sources_never_change_what_is_legal(directory: Path) -> None:
         (lambda path: path.unlink(), "No such file"),
         (lambda path: path.write_bytes(b""), "not a Slipway program"),
         (lambda path: path.write_bytes(b"PK\x03\x04 a zip archive"), "not a valid message"),
-        (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+        (lambda path: (path.unlink(), path.mkdir()), "is not a file"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "is not a file"),
+        (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "is not a file"),
+        (lambda path: os.truncate(path, 2**40), "larger than a protobuf message"),
     ],
 )
 def test_what_is_no_program_is_named(
@@ -211,6 +215,14 @@ def test_what_is_no_program_is_named(
     with pytest.raises(CorruptProgramError, match=message) as caught:
         read_container(directory)
     assert str(path) in str(caught.value)
+
+
+def test_sources_that_are_no_file_are_not_waited_for(directory: Path) -> None:
+    path = directory / "sources.pb"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CorruptProgramError, match=r"sources\.pb is not a file"):
+        read_container(directory)
 
 
 @pytest.mark.parametrize("missing", ["", "nowhere"])

@@ -229,9 +229,11 @@ def _is_linear(node: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> bool
     return (
         weight is not None
         and weight.dtype == torch.float32
+        and weight.dim() == 2
         and weight.is_contiguous()
         and weight.numel() > 0
-        and (bias is None or bias in constants)
+        # Torch broadcasts others; oneDNN takes what it finds, or nothing.
+        and (bias is None or (bias in constants and constants[bias].shape == weight.shape[:1]))
     )
 
 

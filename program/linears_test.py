@@ -172,7 +172,17 @@ def test_what_is_not_joined() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.linear(x, self.inner.weight * 2)
 
-    for model in (Computed(), nn.Linear(8, 8).double(), nn.Linear(8, 0), nn.ReLU()):
+    class Other(nn.Module):
+        def __init__(self, weight: tuple[int, ...], bias: tuple[int, ...]) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(weight))
+            self.bias = nn.Parameter(torch.randn(bias)) if bias != (0,) else None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(x, self.weight, self.bias)
+
+    others = [Other((8, 8), ()), Other((8, 8), (1,)), Other((8, 8), (1, 8)), Other((8,), (0,))]
+    for model in (Computed(), nn.Linear(8, 8).double(), nn.Linear(8, 0), nn.ReLU(), *others):
         dtype = torch.float64 if any(w.dtype == torch.float64 for w in model.parameters()) else None
         graph, weights = graph_of(model, torch.randn(3, 8, dtype=dtype))
         assert join_linears(graph, weights) is graph

@@ -84,6 +84,8 @@ class Method:
                 raise CorruptProgramError(
                     f"input {place} of method '{contract.method}' is neither a weight nor a tensor"
                 )
+        written = {*graph.mutated_inputs, *possibly_mutated_inputs(module.graph)}
+        self._written = [position for place, position in self._places if place in written]
 
     @property
     def batching(self) -> Batching | None:
@@ -126,9 +128,12 @@ class Method:
             torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         ):
             return self._run_graph(tensors)
+        before = [(tensors[position], tensors[position].clone()) for position in self._written]
         try:
             return tuple(self._engine.run(tensors))
         except EngineFailure as error:
+            for tensor, value in before:
+                tensor.copy_(value)
             # It may be the values' fault, and the graph says more about those.
             results = self._run_graph(tensors)
             _LOGGER.warning(

@@ -63,6 +63,7 @@ class BatchExecutor:
         # What to pad each input with, where one of its dimensions is padded.
         self._values: list[float] = [0] * len(contract.tensor_inputs)
         self._is_padded = [False] * len(contract.tensor_outputs)
+        self._dtypes = [to_torch(spec.dtype) for spec in contract.tensor_outputs.values()]
         self._shapes_of = lru_cache(_KEPT_SHAPES)(self._shapes)
         batching = contract.batching
         if batching is not None:
@@ -323,7 +324,12 @@ class BatchExecutor:
             raise InternalError(
                 f"{self.subject} gave {len(outputs)} outputs instead of {len(promised)}"
             )
-        for output, shape in zip(outputs, promised, strict=True):
+        for output, shape, dtype in zip(outputs, promised, self._dtypes, strict=True):
+            if output.dtype is not dtype:
+                raise InternalError(
+                    f"{self.subject} gave an output of {output.dtype} where its contract promises "
+                    f"{dtype}"
+                )
             if tuple(output.shape) != shape and not (
                 output.dim() == len(shape)
                 and all(

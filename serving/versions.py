@@ -149,9 +149,15 @@ def _is_listed(entry: os.DirEntry[str]) -> bool:
 def _files(directory: Path) -> Iterator[tuple[str, int, int, int]]:
     # A file may go while it is looked at: the next look finds another state.
     pending: list[str] = [str(directory)]
+    seen: set[tuple[int, int]] = set()
     while pending:
         folder = pending.pop()
         try:
+            folder_status = os.stat(folder)
+            identity = folder_status.st_dev, folder_status.st_ino
+            if identity in seen:
+                continue  # links may lead in circles
+            seen.add(identity)
             entries: Sequence[os.DirEntry[str]] = list(os.scandir(folder))
         except OSError:
             continue

@@ -127,3 +127,16 @@ def test_what_is_not_there_has_the_empty_fingerprint(tmp_path: Path) -> None:
 def test_the_size_of_the_weights_is_that_of_their_files(version: Path) -> None:
     assert weights_size(version) == 1000
     assert weights_size(version.parent / "2") == 0
+
+
+def test_links_that_lead_in_circles_are_followed_once(tmp_path: Path) -> None:
+    version = tmp_path / "model" / "1"
+    version.mkdir(parents=True)
+    (version / "program.pb").write_bytes(b"program")
+    (version / "a").symlink_to(".")
+    (version / "b").symlink_to("..")
+    (version / "weights").mkdir()
+    (version / "weights" / "up").symlink_to("..")
+    (version / "weights" / "w.safetensors").write_bytes(bytes(8))
+    assert "weights/w.safetensors" in {item[0] for item in fingerprint(version)}
+    assert weights_size(version) == 8

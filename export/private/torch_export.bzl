@@ -90,7 +90,7 @@ def _torch_export_impl(ctx):
                 "label": label_text(ctx.label),
                 "rule": "torch_export",
                 "entry_point": ctx.attr.entry_point,
-            } | ({"weights": label_text(ctx.attr.weights.label)} if ctx.attr.weights else {}),
+            } | ({"checkpoint": label_text(ctx.attr.weights.label)} if ctx.attr.weights else {}),
             custom_ops = custom_ops,
         ),
     ]

@@ -38,7 +38,7 @@ def _manifest(ctx, programs):
     arguments.add("manifest")
     arguments.add("--output", manifest)
     arguments.add_all([
-        "%s,%s,%s" % (place, label_text(programs[place].label), programs[place].program.path)
+        "%s\t%s\t%s" % (place, label_text(programs[place].label), programs[place].program.path)
         for place in sorted(programs)
     ])
     ctx.actions.run(

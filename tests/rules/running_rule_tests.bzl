@@ -27,7 +27,7 @@ def _repository_test_impl(ctx):
     manifest = actions["TorchManifest"]
     asserts.equals(env, [info.manifest], manifest.outputs.to_list())
     asserts.equals(env, "0", manifest.env["PYTHONHASHSEED"])
-    entries = [argument.split(",")[:2] for argument in manifest.argv if "," in argument]
+    entries = [argument.split("\t")[:2] for argument in manifest.argv if "\t" in argument]
     asserts.equals(env, [["scaler/1", "//tests/rules:_with_operators"], ["scaler/2", "//tests/rules:_with_both"]], entries)
     return analysistest.end(env)
 
