@@ -92,3 +92,27 @@ def test_an_argument_is_changed_as_the_model_changes_it() -> None:
     given = torch.ones(2, 2)
     assert program(given).item() == 8
     assert given.tolist() == [[2, 2], [2, 2]]
+
+
+@pytest.mark.parametrize("operator", ["native_batch_norm", "_unsafe_view"])
+def test_operators_that_do_not_say_that_they_write_or_give_a_view(operator: str) -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("state", torch.zeros(2))
+            self.register_buffer("variance", torch.ones(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            state = self.get_buffer("state")
+            if operator == "native_batch_norm":
+                variance = self.get_buffer("variance")
+                torch.native_batch_norm(x, None, None, state, variance, True, 0.5, 1e-5)
+            else:
+                torch.ops.aten._unsafe_view(state, [1, 2]).add_(1)
+            return x + state
+
+    model, x = Model(), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    program = export(model, x)
+    assert "state" in program.state
+    for _ in range(3):
+        torch.testing.assert_close(program(x), model(x))

@@ -17,7 +17,12 @@ __all__ = ["possibly_mutated_inputs", "written_arguments"]
 _STATISTICS = {
     torch.ops.aten.batch_norm.default: ((3, 4), 5),
     torch.ops.aten.instance_norm.default: ((3, 4), 5),
+    torch.ops.aten.native_batch_norm.default: ((3, 4), 5),
+    torch.ops.aten._batch_norm_impl_index.default: ((3, 4), 5),
 }
+
+# They give views without saying so in their schemas.
+_VIEWS = frozenset({"aten::_unsafe_view", "aten::lift"})
 
 
 # Made of other operators, which in general may hand on views without saying so; these compute.
@@ -79,6 +84,8 @@ def _may_alias(node: torch.fx.Node) -> bool:
     if any(item.alias_info is not None for item in node.target._schema.returns):
         return True
     schema_name = node.target._schema.name
+    if schema_name in _VIEWS:
+        return True
     name = f"{schema_name}.{node.target._overloadname}"
     return schema_name not in _COMPUTE and bool(
         torch._C._dispatch_has_kernel_for_dispatch_key(

@@ -19,8 +19,9 @@ __all__ = ["check_arguments", "operator_name", "operator_schema", "resolve_opera
 
 _NAMESPACES = frozenset({"aten", "prims"})
 
-# These reach outside the process, so no program has a use for them that we would want.
-_REFUSED = frozenset({"aten::_print", "aten::from_file"})
+# These reach outside the process, or give a tensor the memory of another, which nobody could
+# follow. No program has a use for them that we would want.
+_REFUSED = frozenset({"aten::_print", "aten::from_file", "aten::set", "aten::set_"})
 
 _NAME = re.compile(r"([a-z][a-z0-9_]*)::([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)")
 

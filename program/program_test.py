@@ -606,6 +606,7 @@ def test_strings_in_a_graph_stay_strings(saved: Path) -> None:
         ("mylib::fast.default", "may not be called by a program; allowed are the namespaces"),
         ("aten::from_file.default", "may not be called by a program"),
         ("aten::from_file.out", "may not be called by a program"),
+        ("aten::set_.source_Tensor", "may not be called by a program"),
         ("aten::_print.default", "may not be called by a program"),
         ("aten::save.default", "is of TorchScript"),
         ("aten::no_such_operator.default", "does not exist in torch"),
