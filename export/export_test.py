@@ -21,6 +21,7 @@ from slipway.export import (
     ExportErrorKind,
     ExportSpec,
     MethodSpec,
+    data_path,
     export,
     export_spec,
 )
@@ -691,6 +692,19 @@ def test_a_spec_with_methods_has_none_of_its_own(field: str, value: Any) -> None
     with pytest.raises(ExportError, match=f"and a method of its own, with {field}") as caught:
         export_spec(ExportSpec(model=nn.ReLU(), methods=methods, **{field: value}))
     assert caught.value.advice.startswith("give each method its own")
+
+
+def test_a_file_of_another_module_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for folder in ("external/other~1.2", "external/twice~1", "external/twice~2"):
+        made.append(tmp_path / folder / "configuration" / "settings.json")
+        made[-1].parent.mkdir(parents=True)
+        made[-1].write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert data_path("@other//configuration:settings.json") == made[0]
+    for name in ("twice", "oth", "other~*"):
+        with pytest.raises(ExportError, match="is not there"):
+            data_path(f"@{name}//configuration:settings.json")
 
 
 def test_a_model_that_counts_its_calls_in_python_differs_from_eager() -> None:

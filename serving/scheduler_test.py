@@ -285,6 +285,23 @@ def test_an_answer_that_cannot_be_made_is_an_error_and_the_others_get_theirs(
     assert failures(bench) == 1
 
 
+def test_an_output_of_another_dtype_than_is_promised_is_an_error_of_ours(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Method.run
+    monkeypatch.setattr(
+        Method, "run", lambda self, tensors: [item.double() for item in original(self, tensors)]
+    )
+    bench = make_bench()
+    answer = bench.submit(affine())
+    bench.run()
+    answer.wait()
+    assert isinstance(answer.error, InternalError)
+    assert "an output of torch.float64 where its contract promises torch.float32" in str(
+        answer.error
+    )
+
+
 def test_a_request_that_no_message_can_hold_is_not_let_in_alone() -> None:
     budget = MemoryBudget(2**20)
     budget.take(2**31 - 1)
