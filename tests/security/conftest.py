@@ -8,7 +8,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from slipway.tests.serving.programs import write_affine
+from slipway.tests.serving.programs import write_affine, write_lookup
 from slipway.tests.serving.requests import call, infer_request, zeros
 
 Outcome = Callable[..., str]
@@ -21,6 +21,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
     write_affine(root / "affine" / "1")
     write_affine(root / "affine" / "2")
+    write_lookup(root / "lookup" / "1")
     (root / "affine" / "2" / "program.pb").write_bytes(b"\xff" * 100)
     return root
 

@@ -60,6 +60,24 @@ def test_messages_have_a_bound(channel: grpc.Channel, outcome: Outcome) -> None:
     assert outcome(channel, "ModelInfer") == "OK"
 
 
+def test_answers_have_the_same_bound(repository: Path) -> None:
+    request = service_pb2.ModelInferRequest(model_name="lookup")
+    tokens = request.inputs.add(name="tokens", datatype="INT64", shape=[4, 16])
+    mask = request.inputs.add(name="mask", datatype="BOOL", shape=[4, 16])
+    # A byte for each, where the answer has nine.
+    tokens.contents.int64_contents.extend([1] * 64)
+    mask.contents.bool_contents.extend([True] * 64)
+    assert request.ByteSize() < 400
+    with (
+        ServerProcess(repository, ["--max-message-bytes=400"]) as server,
+        grpc.insecure_channel(server.address) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        call(channel, "ModelInfer", request)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "exceeds gRPC's byte size limit 400; send a smaller batch" in caught.value.details()
+
+
 def test_metadata_has_a_bound(channel: grpc.Channel, outcome: Outcome) -> None:
     assert outcome(channel, "ModelInfer", [("name", "a" * 4000)]) == "RESOURCE_EXHAUSTED"
     assert outcome(channel, "ModelInfer", [("name", "a" * 1000)]) == "OK"
