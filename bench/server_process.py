@@ -15,7 +15,14 @@ from types import TracebackType
 
 from runfiles import Runfiles
 
-__all__ = ["ServerProcess", "Worker", "compute_worker", "module_command", "slipway_server"]
+__all__ = [
+    "ServerProcess",
+    "Worker",
+    "compute_worker",
+    "example_repository",
+    "module_command",
+    "slipway_server",
+]
 
 
 class ServerProcess:
@@ -143,8 +150,13 @@ def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, s
 
 def compute_worker(threads: int) -> Worker:
     """Starts a worker that calls the example programs, with so many threads."""
-    repository = _runfile("slipway/examples/server.repository/mlp/1").parents[1]
-    return Worker(*module_command("slipway.bench.compute_worker", str(repository), str(threads)))
+    command = "slipway.bench.compute_worker", str(example_repository()), str(threads)
+    return Worker(*module_command(*command))
+
+
+def example_repository() -> Path:
+    """Returns the directory of the example programs."""
+    return _runfile("slipway/examples/server.repository/mlp/1").parents[1]
 
 
 def _runfile(path: str) -> Path:

@@ -86,6 +86,9 @@ class Method:
                 )
         written = {*graph.mutated_inputs, *possibly_mutated_inputs(module.graph)}
         self._written = [position for place, position in self._places if place in written]
+        self._changes_state = any(
+            weight is not None and place in written for place, weight in enumerate(self._template)
+        )
 
     @property
     def batching(self) -> Batching | None:
@@ -106,6 +109,11 @@ class Method:
     def engine(self) -> Engine | None:
         """Returns what calls run; None where Python runs the graph."""
         return self._engine
+
+    @property
+    def changes_state(self) -> bool:
+        """Returns whether calls may change weights of the program, and so what later calls give."""
+        return self._changes_state
 
     def use(self, engine: Engine | None) -> None:
         """Has calls run an engine from now on, or the graph in Python if there is none."""

@@ -121,7 +121,10 @@ def _devices(
         for name, model in configuration.models.items()
         if model.device is not None
     }
-    devices = {place: make_device(place, processors) for place in {usual, *own.values()}}
+    graph_bytes = configuration.server.cuda_graph_bytes
+    devices = {
+        place: make_device(place, processors, graph_bytes) for place in {usual, *own.values()}
+    }
     return devices[usual], {name: devices[place] for name, place in own.items()}
 
 

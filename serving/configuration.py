@@ -54,6 +54,14 @@ class ServerSettings:
         minimum=0,
         maximum=1024,
     )
+    cuda_graph_bytes: int = setting(
+        0,
+        "memory of each GPU for CUDA graphs of sizes that recur; once it is taken, no more are "
+        "recorded",
+        metavar="BYTES",
+        minimum=0,
+        maximum=2**60,
+    )
     custom_ops: tuple[str, ...] = setting(
         (), "Python modules that register operators which programs may call", metavar="MODULE"
     )

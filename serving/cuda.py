@@ -1,4 +1,4 @@
-"""A CUDA device: batches side by side, and copies that overlap computation."""
+"""A CUDA device: batches side by side, copies that overlap computation, and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 
 from slipway.program import Method
+from slipway.serving.cuda_graphs import CudaGraph, CudaGraphMemory, CudaGraphRecorder
+from slipway.serving.recurring_calls import RecurringCalls
 
 __all__ = ["Cuda"]
 
@@ -26,20 +28,23 @@ class Cuda:
 
     takes_processors = False
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, graph_bytes: int = 0) -> None:
         """Makes a device.
 
         Args:
           device: with its index.
+          graph_bytes: memory for CUDA graphs of calls that recur; 0 for none.
         """
         self.torch_device = device
+        self._graph_memory = CudaGraphMemory(graph_bytes)
         self._threads = threading.local()
 
     def prepare(self, call: Callable[[], Result]) -> Result:
         with torch.cuda.device(self.torch_device):
             result = call()
             # What was loaded is used by other streams from now on.
-            torch.cuda.synchronize()
+            with self._graph_memory.recording:
+                torch.cuda.synchronize()
         return result
 
     def run(
@@ -47,31 +52,53 @@ class Cuda:
     ) -> tuple[list[torch.Tensor], float]:
         del may_divide  # a device divides as it sees fit
         started = time.thread_time()
-        stream = self._stream()
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            placed = [
-                tensor.pin_memory().to(self.torch_device, non_blocking=True) for tensor in tensors
-            ]
-            outputs = [_to_host(output) for output in method.run(placed)]
-            stream.synchronize()
-        return outputs, time.thread_time() - started
+        thread = self._thread()
+        with torch.inference_mode(), torch.cuda.stream(thread.stream):
+            graph = thread.graphs.find(method, tensors)
+            if graph is not None:
+                outputs = graph.launch(tensors)
+            else:
+                outputs = method.run([self._to_device(tensor) for tensor in tensors])
+            received = [_to_host(output) for output in outputs]
+            thread.stream.synchronize()
+            if (
+                graph is None
+                and self._graph_memory.left > 0
+                and thread.graphs.is_due(method, tensors)
+            ):
+                recorded = thread.recorder.record(method, tensors, outputs)
+                thread.graphs.add(method, tensors, recorded)
+        return received, time.thread_time() - started
 
     def available_memory(self) -> int:
         """Returns what the device has left, with what torch keeps of freed memory."""
         device = self.torch_device
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        # Between calls the memory of graphs seems free.
+        kept = max(0, kept - self._graph_memory.used)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
 
     def allocated_memory(self) -> int:
         """Returns what torch has taken, whether tensors use it at the moment or not."""
         return int(torch.cuda.memory_reserved(self.torch_device))
 
-    def _stream(self) -> torch.cuda.Stream:
-        stream: torch.cuda.Stream | None = getattr(self._threads, "stream", None)
-        if stream is None:
-            stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
-            self._threads.stream = stream
-        return stream
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(self.torch_device, non_blocking=True)
+
+    def _thread(self) -> _Thread:
+        thread: _Thread | None = getattr(self._threads, "thread", None)
+        if thread is None:
+            thread = self._threads.thread = _Thread(self.torch_device, self._graph_memory)
+        return thread
+
+
+class _Thread:
+    """What a thread that runs batches has for itself."""
+
+    def __init__(self, device: torch.device, memory: CudaGraphMemory) -> None:
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.recorder = CudaGraphRecorder(self.stream, memory)
+        self.graphs: RecurringCalls[CudaGraph] = RecurringCalls()
 
 
 def _to_host(output: torch.Tensor) -> torch.Tensor:

@@ -54,14 +54,15 @@ class Device(Protocol):
         """Returns how many bytes this process holds."""
 
 
-def make_device(device: torch.device, processors: Processors) -> Device:
+def make_device(device: torch.device, processors: Processors, graph_bytes: int = 0) -> Device:
     """Returns a device to run programs on.
 
     Args:
       device: as `resolve_device` gives it.
       processors: of the host.
+      graph_bytes: memory for CUDA graphs, on a device that has some; 0 for none.
     """
-    return Host(processors) if device.type == "cpu" else Cuda(device)
+    return Host(processors) if device.type == "cpu" else Cuda(device, graph_bytes)
 
 
 def resolve_device(text: str, setting: str = "--device") -> torch.device:

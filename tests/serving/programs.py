@@ -7,6 +7,7 @@ echo      an input of every datatype, each of its own length -> the same values,
 power     x FP32 (n, n)                                     -> y FP32 (), slowly
 poison    x FP32 (batch, 4)                                 -> y FP32 (batch, 4), or a device fails
 columns   x FP32 (4, batch)                                 -> y FP32 (3, batch)
+checked   x FP32 (batch, 4), whose sum is at least zero     -> y FP32 (batch, 4)
 
 Requests for affine, lookup and columns may share batches.
 """
@@ -140,6 +141,25 @@ def write_poison(directory: Path) -> None:
         {"y": TensorSpec(ScalarType.FLOAT32, shape)},
     )
     _write(directory, contract, build, {}, custom_ops=["slipway_tests"])
+
+
+def write_checked(directory: Path) -> None:
+    """Writes `checked`: batch is 1..8, and y = -x, if the sum of x is not negative."""
+    shape = (SymbolReference(0, "batch"), Constant(4))
+
+    def build(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
+        total = graph.call_function(torch.ops.aten.sum.default, tuple(nodes))
+        allowed = graph.call_function(torch.ops.aten.ge.Scalar, (total, 0))
+        message = "the sum is negative"
+        graph.call_function(torch.ops.aten._assert_async.msg, (allowed, message))
+        return [graph.call_function(torch.ops.aten.neg.default, tuple(nodes))]
+
+    contract = _contract(
+        [Symbol("batch", 1, 8)],
+        {"x": TensorSpec(ScalarType.FLOAT32, shape)},
+        {"y": TensorSpec(ScalarType.FLOAT32, shape)},
+    )
+    _write(directory, contract, build, {})
 
 
 def _contract(
