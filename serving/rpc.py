@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -24,14 +24,15 @@ from slipway.serving.errors import (
     UnsupportedError,
     status_message,
 )
+from slipway.serving.transport import OnRequest, WireCall
 
-__all__ = ["Implementation", "generic_handler"]
+__all__ = ["Implementation", "StreamImplementation", "stream_handler", "unary_methods"]
 
 _LOGGER = logging.getLogger(__name__)
 
 _SLOW = ("RepositoryModelLoad", "RepositoryModelUnload")
 
-Implementation = Callable[[Any, grpc.ServicerContext], Message]
+Implementation = Callable[[Any], Message]
 """Takes a method's request and gives its response, or raises ServingError."""
 
 
@@ -39,92 +40,93 @@ StreamImplementation = Callable[[Iterator[bytes], grpc.ServicerContext], Iterato
 """Takes serialised requests and yields serialised responses, or raises ServingError."""
 
 
-def generic_handler(
+def unary_methods(
     service: ServiceDescriptor,
     implementations: Mapping[str, Implementation],
-    streams: Mapping[str, tuple[StreamImplementation, ThreadPoolExecutor]],
+    pool: ThreadPoolExecutor,
     slow_pool: ThreadPoolExecutor,
-) -> grpc.GenericRpcHandler:
-    """Returns what answers every method of `service`.
+) -> dict[str, OnRequest]:
+    """Returns what answers the methods of `service` that take and give one message.
 
     Args:
       service: from whichever descriptor pool.
       implementations: by the method's name; the others answer UNIMPLEMENTED.
-      streams: of the methods that are streams, with threads of their own, so that no other method
-        waits behind them.
+      pool: the threads that run them.
       slow_pool: threads of the methods that load and unload models.
     """
-    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-    for method in service.methods:
-        if method.name in streams:
-            implementation, pool = streams[method.name]
-            stream_behavior = _stream_behavior(method, implementation)
-            # An attribute that grpc looks for; without it the server's own threads are used.
-            stream_behavior.experimental_thread_pool = pool  # type: ignore[attr-defined]
-            handlers[method.name] = grpc.stream_stream_rpc_method_handler(stream_behavior)
-        elif method.name in implementations:
-            behavior = _behavior(method, implementations[method.name])
-            if method.name in _SLOW:
-                behavior.experimental_thread_pool = slow_pool  # type: ignore[attr-defined]
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(behavior)
-        else:
-            handlers[method.name] = _unimplemented(method)
-    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+    return {
+        f"/{service.full_name}/{method.name}": _on_request(
+            method,
+            implementations.get(method.name),
+            slow_pool if method.name in _SLOW else pool,
+        )
+        for method in service.methods
+        if not method.client_streaming
+    }
 
 
-def _behavior(
-    method: MethodDescriptor, implementation: Implementation
-) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    request_class = GetMessageClass(method.input_type)
+def _on_request(
+    method: MethodDescriptor, implementation: Implementation | None, pool: ThreadPoolExecutor
+) -> OnRequest:
+    if implementation is None:
+        failure = UnsupportedError(f"{method.name} is not implemented by this server")
 
-    def behavior(data: bytes, context: grpc.ServicerContext) -> bytes:
-        try:
-            try:
-                request = request_class.FromString(data)
-            except DecodeError:
-                raise InvalidRequestError(
-                    f"the {len(data)} bytes received are no {method.input_type.full_name}"
-                ) from None
-            del data
-            return implementation(request, context).SerializeToString()
-        except ServingError as error:
-            failure = error
-            _LOGGER.info("%s: %s: %s", method.name, error.status.name, error)
-        except Exception:
-            failure = InternalError(f"{method.name} failed; the server's log has the cause")
-            _LOGGER.exception("%s failed", method.name)
-        _abort(context, failure)
+        def refuse(call: WireCall, _: bytes) -> None:
+            call.fail(failure)
 
-    return behavior
+        return refuse
+
+    def submit(call: WireCall, message: bytes) -> None:
+        pool.submit(_answer, method, implementation, call, message)
+
+    return submit
 
 
-def _stream_behavior(
-    method: MethodDescriptor, implementation: StreamImplementation
-) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
+def _answer(
+    method: MethodDescriptor, implementation: Implementation, call: WireCall, message: bytes
+) -> None:
+    try:
+        call.respond(implementation(_parsed(method, message)).SerializeToString())
+    except ServingError as error:
+        _LOGGER.info("%s: %s: %s", method.name, error.status.name, error)
+        call.fail(error)
+    except Exception:
+        _LOGGER.exception("%s failed", method.name)
+        call.fail(InternalError(f"{method.name} failed; the server's log has the cause"))
+
+
+def _parsed(method: MethodDescriptor, message: bytes) -> Message:
+    try:
+        return GetMessageClass(method.input_type).FromString(message)
+    except DecodeError:
+        raise InvalidRequestError(
+            f"the {len(message)} bytes received are no {method.input_type.full_name}"
+        ) from None
+
+
+def stream_handler(
+    service: ServiceDescriptor,
+    method: str,
+    implementation: StreamImplementation,
+    pool: ThreadPoolExecutor,
+) -> grpc.GenericRpcHandler:
+    """Returns what answers a method of `service` that takes and gives streams.
+
+    Args:
+      service: from whichever descriptor pool.
+      method: its name.
+      implementation: of the method.
+      pool: threads of its own, of which each stream keeps one for as long as it lasts.
+    """
+
     def behavior(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
             yield from implementation(messages, context)
         except ServingError as error:
-            _LOGGER.info("%s: %s: %s", method.name, error.status.name, error)
-            _abort(context, error)
+            _LOGGER.info("%s: %s: %s", method, error.status.name, error)
+            context.abort_with_status(rpc_status.to_status(status_message(error)))
 
-    return behavior
-
-
-def _unimplemented(method: MethodDescriptor) -> grpc.RpcMethodHandler[bytes, bytes]:
-    failure = UnsupportedError(f"{method.name} is not implemented by this server")
-
-    def refuse(_: object, context: grpc.ServicerContext) -> NoReturn:
-        _abort(context, failure)
-
-    def refuse_stream(_: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        _abort(context, failure)
-
-    if method.server_streaming:
-        return grpc.stream_stream_rpc_method_handler(refuse_stream)
-    return grpc.unary_unary_rpc_method_handler(refuse)
-
-
-def _abort(context: grpc.ServicerContext, error: ServingError) -> NoReturn:
-    context.abort_with_status(rpc_status.to_status(status_message(error)))
-    raise AssertionError("abort_with_status does not return")
+    # An attribute that grpc looks for; without it the server's own threads are used.
+    behavior.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(behavior)
+    return grpc.method_handlers_generic_handler(service.full_name, {method: handler})

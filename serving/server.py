@@ -11,13 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.authorization import Authorizer
 from slipway.serving.configuration import LimitSettings
 from slipway.serving.control import ControlMode, RepositoryControl
-from slipway.serving.errors import StartupError
+from slipway.serving.errors import StartupError, UnavailableError
 from slipway.serving.health import Health
 from slipway.serving.inference import InferenceFrontend
 from slipway.serving.limits import channel_options
@@ -27,7 +26,7 @@ from slipway.serving.metrics import Sources
 from slipway.serving.observation import RequestObserver
 from slipway.serving.reflection import Reflection
 from slipway.serving.repository import Repository
-from slipway.serving.rpc import generic_handler
+from slipway.serving.rpc import stream_handler, unary_methods
 from slipway.serving.service import InferenceService, Phase
 from slipway.serving.shared_memory import SharedMemoryRegions
 from slipway.serving.status import Monitoring
@@ -36,9 +35,12 @@ from slipway.serving.transport import InferenceTransport
 
 __all__ = ["InferenceServer"]
 
-_CONTROL_THREADS = 64
-"""Threads for everything but inference, at most: health and metadata never wait behind it. A call
-keeps one from when it begins, and clients may take their time to send its message."""
+_CONTROL_THREADS = 4
+"""Threads for what is neither inference nor health. None waits for a client."""
+
+_UNRESPONSIVE_SECONDS = 2.0
+"""How long clients have, when the server stops, to send the rest of a message, and to read that
+their watch ends."""
 
 _SERVICE = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
@@ -91,8 +93,9 @@ class InferenceServer:
         self._frontend = InferenceFrontend(
             repository, shared_memory, observer, limits.max_message_bytes
         )
-        # Loading takes long, and whoever asks for it must not keep others from asking for health.
-        self._control_pool = ThreadPoolExecutor(1, thread_name_prefix="repository control")
+        self._control_pool = ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control")
+        # Loading takes long, and whoever asks for it must not keep others from what is quick.
+        self._loading_pool = ThreadPoolExecutor(1, thread_name_prefix="repository control")
         # One more than there may be, for the stream that is refused.
         self._stream_pool = ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
         self._streams = InferenceStreams(self._frontend)
@@ -106,26 +109,28 @@ class InferenceServer:
         )
         self._monitoring: Monitoring | None = None
         self._server = grpc.server(
-            ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control"),
-            options=channel_options(limits, shares_port=shares_port),
+            self._control_pool, options=channel_options(limits, shares_port=shares_port)
         )
-        self._server.add_generic_rpc_handlers(
-            [
-                generic_handler(
-                    _SERVICE,
-                    self._service.implementations,
-                    {"ModelStreamInfer": (self._streams.serve, self._stream_pool)},
-                    self._control_pool,
-                )
-            ]
+        streams = stream_handler(
+            _SERVICE, "ModelStreamInfer", self._streams.serve, self._stream_pool
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers([streams])
         self._reflection = Reflection()
         self._reflection.add_to(self._server)
+        inference = f"/{_SERVICE.full_name}/ModelInfer"
         self._transport = InferenceTransport(
             self._server,
-            f"/{_SERVICE.full_name}/ModelInfer",
-            self._frontend.on_request,
+            {
+                **unary_methods(
+                    _SERVICE,
+                    self._service.implementations,
+                    self._control_pool,
+                    self._loading_pool,
+                ),
+                **self._health.methods,
+                inference: self._frontend.on_request,
+            },
+            inference,
             self._frontend.on_idle,
             self._frontend.on_received,
             self._frontend.refuse_unread,
@@ -219,7 +224,13 @@ class InferenceServer:
         self._streams.close()
         self._control.close()
         deadline = time.monotonic() + grace
-        self._server.stop(grace).wait()
+        stopped = self._server.stop(grace)
+        if not stopped.wait(min(grace, _UNRESPONSIVE_SECONDS)):
+            self._transport.refuse_incomplete(
+                UnavailableError("the server stops, and the message has not come")
+            )
+            self._health.cancel_watches()
+            stopped.wait()
         # A request that was cut off may still compute, and its thread would keep the process alive.
         idle = threading.Thread(target=self._close, daemon=True)
         idle.start()
@@ -234,6 +245,7 @@ class InferenceServer:
         self._frontend.close()
         self._stream_pool.shutdown()
         self._control_pool.shutdown()
+        self._loading_pool.shutdown()
         self._repository.close()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import socket
 import statistics
+import struct
 import threading
 import time
 import urllib.request
@@ -137,7 +140,8 @@ def test_calls_whose_message_does_not_come_keep_nobody_waiting(running: Running)
         yield b""
 
     reflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    paths = ["/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Check"] * 16
+    control = ["/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Check"]
+    paths = [*control, "/inference.GRPCInferenceService/TraceSetting"] * 100
     calls: list[Any] = [running.channel.stream_unary(path).future(nothing()) for path in paths]
     calls += [running.channel.stream_stream(reflection)(nothing()) for _ in range(100)]
     try:
@@ -149,6 +153,102 @@ def test_calls_whose_message_does_not_come_keep_nobody_waiting(running: Running)
         is_over.set()
         for call in calls:
             call.cancel()
+
+
+def test_a_message_that_does_not_come_does_not_hold_up_the_end(running: Running) -> None:
+    running.server.load(lambda: False)
+    is_over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        is_over.wait()
+        yield b""
+
+    infer = "/inference.GRPCInferenceService/ModelInfer"
+    paths = [infer, "/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Watch"]
+    calls = [running.channel.stream_stream(path)(nothing()) for path in paths]
+    assert running.infer().outputs  # they have arrived by now
+    started = time.monotonic()
+    assert running.server.drain(60)
+    assert time.monotonic() - started < 30
+    is_over.set()
+    for call in calls:
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "the message has not come" in caught.value.details()
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """Returns a frame of HTTP/2, https://www.rfc-editor.org/rfc/rfc9113#section-4.1."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def start_watch_without_reading(connection: socket.socket) -> None:
+    """Watches the server's health and allows it no byte of an answer."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/grpc.health.v1.Health/Watch",
+        ":authority": "test",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    block = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in headers.items()
+    )
+    initial_window_size = struct.pack(">HI", 4, 0)
+    connection.sendall(
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + frame(4, 0, 0, initial_window_size)
+        + frame(1, 4, 1, block)  # HEADERS, END_HEADERS
+        + frame(0, 1, 1, bytes(5))  # DATA, END_STREAM: an empty message
+    )
+
+
+def acknowledge_pings(connection: socket.socket) -> None:
+    """Answers the frames that ask whether a connection is alive, and none else."""
+    with contextlib.suppress(OSError), connection.makefile("rb") as received:
+        while head := received.read(9):
+            payload = received.read(int.from_bytes(head[:3], "big"))
+            if head[3:5] == b"\6\0":  # PING, no ACK
+                connection.sendall(frame(6, 1, 0, payload))
+
+
+def test_a_watch_that_nobody_reads_keeps_nobody_waiting(running: Running) -> None:
+    host, port = running.address.split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        start_watch_without_reading(connection)
+        threading.Thread(target=acknowledge_pings, args=[connection], daemon=True).start()
+        time.sleep(0.5)
+        assert running.health("") == health_pb2.HealthCheckResponse.NOT_SERVING
+        running.server.load(lambda: False)
+        assert running.health("") == health_pb2.HealthCheckResponse.SERVING
+        started = time.monotonic()
+        assert running.server.drain(60)
+        assert time.monotonic() - started < 30
+
+
+def test_health_lists_the_server_and_its_models(running: Running) -> None:
+    running.server.load(lambda: False)
+    stub = health_pb2_grpc.HealthStub(running.channel)
+    listed = stub.List(health_pb2.HealthListRequest(), timeout=60).statuses
+    serving = health_pb2.HealthCheckResponse.SERVING
+    assert {name: response.status for name, response in listed.items()} == {
+        "": serving,
+        "affine": serving,
+    }
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_bytes_that_are_no_health_request_are_the_callers_mistake(
+    running: Running, method: str
+) -> None:
+    call = running.channel.unary_stream(f"/grpc.health.v1.Health/{method}")(b"\xff")
+    with pytest.raises(grpc.RpcError) as caught:
+        next(call)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "the 1 bytes received are no grpc.health.v1.HealthCheckRequest" in caught.value.details()
 
 
 def test_a_tool_that_is_open_does_not_hold_up_the_end(running: Running) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 
-import grpc
-
 from slipway.program import VERSION
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.control import RepositoryControl
@@ -93,20 +91,14 @@ class InferenceService:
         """Returns whether requests to every model are welcome."""
         return self.phase is Phase.SERVING and self._repository.is_ready()
 
-    def server_live(
-        self, request: protocol.ServerLiveRequest, context: grpc.ServicerContext
-    ) -> protocol.ServerLiveResponse:
+    def server_live(self, request: protocol.ServerLiveRequest) -> protocol.ServerLiveResponse:
         # While draining too: an orchestrator kills what is not live, with its requests.
         return protocol.ServerLiveResponse(live=True)
 
-    def server_ready(
-        self, request: protocol.ServerReadyRequest, context: grpc.ServicerContext
-    ) -> protocol.ServerReadyResponse:
+    def server_ready(self, request: protocol.ServerReadyRequest) -> protocol.ServerReadyResponse:
         return protocol.ServerReadyResponse(ready=self.is_ready())
 
-    def model_ready(
-        self, request: protocol.ModelReadyRequest, context: grpc.ServicerContext
-    ) -> protocol.ModelReadyResponse:
+    def model_ready(self, request: protocol.ModelReadyRequest) -> protocol.ModelReadyResponse:
         """Answers no, rather than NOT_FOUND, for models that are unknown, as Triton does."""
         try:
             self._repository.find(request.name, request.version)
@@ -116,7 +108,7 @@ class InferenceService:
         return protocol.ModelReadyResponse(ready=ready and self.phase is Phase.SERVING)
 
     def server_metadata(
-        self, request: protocol.ServerMetadataRequest, context: grpc.ServicerContext
+        self, request: protocol.ServerMetadataRequest
     ) -> protocol.ServerMetadataResponse:
         extensions = [*_EXTENSIONS]
         if self._shared_memory is not None:
@@ -126,20 +118,18 @@ class InferenceService:
         )
 
     def model_metadata(
-        self, request: protocol.ModelMetadataRequest, context: grpc.ServicerContext
+        self, request: protocol.ModelMetadataRequest
     ) -> protocol.ModelMetadataResponse:
         model = self._repository.find(request.name, request.version)
         return model.signature.metadata(model.name, self._repository.ready_versions(model.name))
 
-    def model_config(
-        self, request: protocol.ModelConfigRequest, context: grpc.ServicerContext
-    ) -> protocol.ModelConfigResponse:
+    def model_config(self, request: protocol.ModelConfigRequest) -> protocol.ModelConfigResponse:
         model = self._repository.find(request.name, request.version)
         config = model.signature.config(model.name, model.device, model.digest, model.execution)
         return protocol.ModelConfigResponse(config=config)
 
     def model_statistics(
-        self, request: protocol.ModelStatisticsRequest, context: grpc.ServicerContext
+        self, request: protocol.ModelStatisticsRequest
     ) -> protocol.ModelStatisticsResponse:
         """Answers for one version, for all ready ones of a model, or for those of all models."""
         names = [request.name] if request.name else self._repository.names
@@ -160,7 +150,7 @@ class InferenceService:
         return response
 
     def repository_index(
-        self, request: protocol.RepositoryIndexRequest, context: grpc.ServicerContext
+        self, request: protocol.RepositoryIndexRequest
     ) -> protocol.RepositoryIndexResponse:
         response = protocol.RepositoryIndexResponse()
         for status in self._repository.index():
@@ -175,7 +165,7 @@ class InferenceService:
         return response
 
     def repository_model_load(
-        self, request: protocol.RepositoryModelLoadRequest, context: grpc.ServicerContext
+        self, request: protocol.RepositoryModelLoadRequest
     ) -> protocol.RepositoryModelLoadResponse:
         if request.parameters:
             raise UnsupportedError(
@@ -186,13 +176,13 @@ class InferenceService:
         return protocol.RepositoryModelLoadResponse()
 
     def repository_model_unload(
-        self, request: protocol.RepositoryModelUnloadRequest, context: grpc.ServicerContext
+        self, request: protocol.RepositoryModelUnloadRequest
     ) -> protocol.RepositoryModelUnloadResponse:
         self._control.unload(request.model_name)
         return protocol.RepositoryModelUnloadResponse()
 
     def shared_memory_status(
-        self, request: protocol.SystemSharedMemoryStatusRequest, context: grpc.ServicerContext
+        self, request: protocol.SystemSharedMemoryStatusRequest
     ) -> protocol.SystemSharedMemoryStatusResponse:
         response = protocol.SystemSharedMemoryStatusResponse()
         for region in self._regions().find(request.name):
@@ -202,26 +192,24 @@ class InferenceService:
         return response
 
     def register_shared_memory(
-        self, request: protocol.SystemSharedMemoryRegisterRequest, context: grpc.ServicerContext
+        self, request: protocol.SystemSharedMemoryRegisterRequest
     ) -> protocol.SystemSharedMemoryRegisterResponse:
         self._regions().register(request.name, request.key, request.offset, request.byte_size)
         return protocol.SystemSharedMemoryRegisterResponse()
 
     def unregister_shared_memory(
-        self, request: protocol.SystemSharedMemoryUnregisterRequest, context: grpc.ServicerContext
+        self, request: protocol.SystemSharedMemoryUnregisterRequest
     ) -> protocol.SystemSharedMemoryUnregisterResponse:
         self._regions().unregister(request.name)
         return protocol.SystemSharedMemoryUnregisterResponse()
 
     def unregister_cuda_shared_memory(
-        self, request: protocol.CudaSharedMemoryUnregisterRequest, context: grpc.ServicerContext
+        self, request: protocol.CudaSharedMemoryUnregisterRequest
     ) -> protocol.CudaSharedMemoryUnregisterResponse:
         """Does nothing, as there is no such region; perf_analyzer always asks for it."""
         return protocol.CudaSharedMemoryUnregisterResponse()
 
-    def log_settings(
-        self, request: protocol.LogSettingsRequest, context: grpc.ServicerContext
-    ) -> protocol.LogSettingsResponse:
+    def log_settings(self, request: protocol.LogSettingsRequest) -> protocol.LogSettingsResponse:
         """Changes the settings that are named, and answers with all of them."""
         if self._log is None:
             raise UnsupportedError("the log is not this server's own, and cannot be changed here")

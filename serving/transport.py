@@ -1,11 +1,13 @@
-"""Calls on the wire: who may call, and ModelInfer, from one thread at a time that never waits.
+"""Calls on the wire: who may call, and their messages, from one thread at a time that never waits.
 
 grpcio's server gives each call a thread for as long as the call lasts, and wakes it twice. With one
-interpreter lock among them, that costs more than small models do (`docs/benchmarks.md`). Here
-grpcio's server still has the port, the connections, every other method and the shutdown, and its
-completion queue, where all of these announce themselves, is polled by a loop of ours: what belongs
-to ModelInfer is handled in the loop, the rest is passed on to grpcio. Every call of every method
-passes here, and is refused here if its caller may not make it, before its message is read.
+interpreter lock among them, that costs more than small models do (`docs/benchmarks.md`); and a
+client that takes its time to send a message, or to read an answer, keeps that thread from others.
+Here grpcio's server still has the port, the connections, streams of requests and the shutdown, and
+its completion queue, where all of these announce themselves, is polled by a loop of ours: what
+belongs to methods that take one message is handled in the loop, the rest is passed on to grpcio.
+Every call of every method passes here, and is refused here if its caller may not make it, before
+its message is read.
 
 The loop has a thread, which rests while every processor runs a batch: whoever ends one takes a turn
 at the queue then. After `polling.read_while_polling`, whoever polls the queue also reads from the
@@ -17,12 +19,13 @@ version, and //tests/serving and //tests/protocol fail should another one differ
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -38,7 +41,7 @@ from slipway.serving.errors import (
     status_message,
 )
 
-__all__ = ["InferenceTransport", "WireCall"]
+__all__ = ["InferenceTransport", "OnRequest", "WireCall"]
 
 # Type checkers know nothing of these.
 _server: Any = importlib.import_module("grpc._server")
@@ -73,9 +76,13 @@ _OK = cygrpc.StatusCode.ok
 
 
 class WireCall:
-    """One call of ModelInfer, which must be answered once: by `respond` or by `fail`.
+    """One call of a method that takes one message.
+
+    It must be answered once, by `respond` or by `fail`; before `fail` there may be any number of
+    `send`, for a stream of responses.
 
     Attributes:
+      method: the method's name, without that of its service.
       deadline: when the client gives up, by the monotonic clock, in seconds; infinite if it never
         does.
       metadata: what the client sent beside the message, as pairs of a name and a value.
@@ -83,14 +90,28 @@ class WireCall:
       on_cancel: called by the loop when the client goes; set it before the loop goes on.
     """
 
-    method = "ModelInfer"
+    __slots__ = (
+        "_call",
+        "_due",
+        "_has_begun",
+        "_on_request",
+        "_transport",
+        "cancelled",
+        "deadline",
+        "metadata",
+        "method",
+        "on_cancel",
+    )
 
-    __slots__ = ("_call", "_due", "_transport", "cancelled", "deadline", "metadata", "on_cancel")
-
-    def __init__(self, transport: InferenceTransport, event: Any) -> None:
+    def __init__(
+        self, transport: InferenceTransport, event: Any, method: str, on_request: OnRequest
+    ) -> None:
         self._transport = transport
         self._call = event.call
+        self._on_request = on_request
         self._due = 2
+        self._has_begun = False
+        self.method = method
         # At once, for the wall clock may jump: grpcio has just made its time of this one's.
         self.deadline: float = event.call_details.deadline - time.time() + time.monotonic()
         self.metadata = event.invocation_metadata
@@ -104,7 +125,25 @@ class WireCall:
                 cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),
                 cygrpc.SendMessageOperation(message, _NO_FLAGS),
                 cygrpc.SendStatusFromServerOperation((), _OK, b"", _NO_FLAGS),
-            )
+            ),
+            self._on_sent,
+        )
+
+    def send(self, message: bytes, on_sent: Callable[[], None]) -> None:
+        """Sends one of several responses. May be called from any thread.
+
+        Args:
+          message: the response, serialised.
+          on_sent: called by the loop once it is on its way, which is for the client to allow.
+            Nothing else may be sent before.
+        """
+
+        def finish(_: Any) -> tuple[WireCall | None, tuple[Callable[[], None], ...]]:
+            return self._finished()[0], (on_sent,)
+
+        self._send(
+            (*self._beginning(), cygrpc.SendMessageOperation(message, _NO_FLAGS)),
+            finish,
         )
 
     def fail(self, error: ServingError) -> None:
@@ -113,20 +152,26 @@ class WireCall:
             self._transport.note_refusal(self._call.peer(), self.deadline - time.monotonic())
         self._fail(error)
 
+    def cancel(self) -> None:
+        """Ends it at once, whatever is under way. May be called from any thread."""
+        self._call.cancel()
+
     def _fail(self, error: ServingError) -> None:
         status = rpc_status.to_status(status_message(error))
         trailers = (*status.trailing_metadata, *error.trailing_metadata)
         self._send(
             (
-                cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),
+                *self._beginning(),
                 cygrpc.SendStatusFromServerOperation(
                     trailers, status.code.value[0], status.details.encode(), _NO_FLAGS
                 ),
-            )
+            ),
+            self._on_sent,
         )
 
     def start(self) -> None:
         """Waits, without a thread, for the message and for the client to go."""
+        self._transport.incomplete.add(self)
         self._call.start_server_batch(
             (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close
         )
@@ -142,21 +187,42 @@ class WireCall:
         )
         self._fail(error)
 
-    def _send(self, operations: tuple[Any, ...]) -> None:
+    def _beginning(self) -> tuple[Any, ...]:
+        """Returns what goes before the first thing that is sent, and nothing later."""
+        if self._has_begun:
+            return ()
+        self._has_begun = True
+        return (cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),)
+
+    def _send(self, operations: tuple[Any, ...], on_done: Callable[[Any], Any]) -> None:
         with self._transport.lock:
             if self.cancelled:
                 return  # nobody is there to read it
             self._due += 1
-        self._call.start_server_batch(operations, self._on_sent)
+        self._call.start_server_batch(operations, on_done)
 
     def _on_message(self, event: Any) -> tuple[WireCall | None, tuple[()]]:
         message = event.batch_operations[0].message()
+        try:
+            self._transport.incomplete.remove(self)
+        except KeyError:
+            return self._finished()  # it was refused meanwhile
         if message is not None:
-            self._transport.on_request(self, message)
+            self._hand_over(message)
         elif not self.cancelled:
             # Either it was cut off, and the close follows, or the client sent none.
-            self.fail(InvalidRequestError("ModelInfer needs one request message, and got none"))
+            text = f"{self.method} needs one request message, and got none"
+            self.fail(InvalidRequestError(text))
         return self._finished()
+
+    def _hand_over(self, message: bytes) -> None:
+        try:
+            self._on_request(self, message)
+        except ServingError as error:
+            self.fail(error)
+        except Exception:
+            _LOGGER.exception("%s failed", self.method)
+            self.fail(InternalError(f"{self.method} failed; the server's log has the cause"))
 
     def _on_close(self, event: Any) -> tuple[WireCall | None, tuple[()]]:
         if event.batch_operations[0].cancelled():
@@ -174,6 +240,11 @@ class WireCall:
         with self._transport.lock:
             self._due -= 1
             return (None if self._due else self), ()
+
+
+OnRequest = Callable[[WireCall, bytes], None]
+"""Takes a call and its message, in the loop, and must not wait. An error that it raises is the
+answer."""
 
 
 class _Caller:
@@ -194,18 +265,18 @@ class _Caller:
 
 
 class InferenceTransport:
-    """Runs a grpcio server, and takes the calls of one of its methods.
+    """Runs a grpcio server, and takes the calls of those of its methods that take one message.
 
     Attributes:
       lock: guards the calls' states.
-      on_request: called by the loop with each call and its message; must not wait.
+      incomplete: calls whose message has not come.
     """
 
     def __init__(
         self,
         server: grpc.Server,
-        method: str,
-        on_request: Callable[[WireCall, bytes], None],
+        methods: Mapping[str, OnRequest],
+        inference: str,
         on_idle: Callable[[bool], float | None],
         on_received: Callable[[], None],
         refuse_unread: Callable[[], ServingError],
@@ -216,8 +287,8 @@ class InferenceTransport:
 
         Args:
           server: with handlers for every other method, its port added, and not started.
-          method: the full name of the method that is taken, `/SERVICE/METHOD`.
-          on_request: see the attribute; an error that it raises is the answer.
+          methods: those that are taken, by their full names, `/SERVICE/METHOD`.
+          inference: the one of them whose calls may be more than can be read.
           on_idle: called in the loop's thread, with True, when all that has arrived was handed out,
             and with False after a while in which more kept arriving. It returns when it wants to be
             called again though nothing has arrived, in seconds since 1970, or None.
@@ -235,26 +306,18 @@ class InferenceTransport:
         self._behind_since: float | None = None
         # When the latest request of a caller was refused because there were too many.
         self._refused: dict[tuple[bytes, int], float] = {}
-        self._on_request = on_request
+        self.incomplete: set[WireCall] = set()
+        self._methods = methods
+        self._inference = inference
         self._on_idle = on_idle
         self._on_received = on_received
         self._refuse_unread = refuse_unread
         self._authorizer = authorizer
-        self._method = method
         # grpcio has no public way to its queue.
         self._server = server
         self._state: Any = server._state  # type: ignore[attr-defined]
         self._arrivals = arrivals
         arrivals.connect(self._receive_meanwhile)
-
-    def on_request(self, call: WireCall, message: bytes) -> None:
-        try:
-            self._on_request(call, message)
-        except ServingError as error:
-            call.fail(error)
-        except Exception:
-            _LOGGER.exception("ModelInfer failed")
-            call.fail(InternalError("ModelInfer failed; the server's log has the cause"))
 
     def note_refusal(self, peer: bytes, left: float) -> None:
         """Notes that a request was refused for there are too many; may be called from any thread.
@@ -268,12 +331,18 @@ class InferenceTransport:
             self._refused.clear()
         self._refused[peer, _urgency(left)] = time.monotonic()
 
+    def refuse_incomplete(self, error: ServingError) -> None:
+        """Answers calls whose message has not come yet. May be called from any thread."""
+        with contextlib.suppress(KeyError):
+            while True:
+                self.incomplete.pop().fail(error)
+
     def start(self) -> None:
         """Starts the server, with the loop in a thread of its own."""
         with self._state.lock:
             self._state.server.start()
             self._state.stage = _server._ServerStage.STARTED
-            # Generated servicers, such as health, name their methods to gRPC itself.
+            # Generated servicers, such as reflection, name their methods to gRPC itself.
             for method in self._state.registered_method_handlers:
                 _server._request_registered_call(self._state, method)
             _server._request_call(self._state)
@@ -346,9 +415,11 @@ class InferenceTransport:
         # gRPC does not repeat the name of a method that it was told of.
         method = tag if is_registered else event.call_details.method.decode(errors="replace")
         refusal = self._refusal(method, event)
-        if refusal is None and method != self._method:
+        on_request = self._methods.get(method)
+        if refusal is None and on_request is None:
             return bool(_server._process_event_and_continue(state, event))
-        call = WireCall(self, event)
+        name = method.rpartition("/")[2]
+        call = WireCall(self, event, name, on_request or _refuse_all)
         with state.lock:
             state.due.remove(tag)
             state.rpc_states.add(call)
@@ -373,7 +444,7 @@ class InferenceTransport:
         except Exception:
             _LOGGER.exception("cannot tell whether %s is allowed", method)
             return InternalError("the call cannot be authorized; the server's log has the cause")
-        if method == self._method and self._is_left_unread(event):
+        if method == self._inference and self._is_left_unread(event):
             return self._refuse_unread()
         return None
 
@@ -390,6 +461,10 @@ class InferenceTransport:
             return False
         caller = event.call.peer(), _urgency(event.call_details.deadline - time.time())
         return now - self._refused.get(caller, -math.inf) < _REFUSED_SECONDS
+
+
+def _refuse_all(call: WireCall, message: bytes) -> None:
+    raise AssertionError("a call that is refused has no message")
 
 
 def _urgency(left: float) -> int:
