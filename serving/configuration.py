@@ -70,7 +70,9 @@ class ServerSettings:
         "whether clients of this machine may register files of /dev/shm, owned by the server's "
         "user, that tensors are read from and written to",
     )
-    max_request_bytes: int = byte_count(2**32, "what all requests in the server hold, at most")
+    max_request_bytes: int = byte_count(
+        2**32, "what all requests in the server hold, and answers that were not read, at most"
+    )
     grace_seconds: float = seconds(30.0, "how long requests may take to finish after SIGTERM")
     supervise: bool = setting(
         False,

@@ -104,12 +104,12 @@ class _ServerCollector(Collector):
         yield _gauge("slipway_streams", "Streams that are open.", sources.streams.open_count)
         yield _gauge(
             "slipway_request_memory_bytes",
-            "Bytes of the requests in the server.",
+            "Bytes of the requests in the server, and of answers that were not read.",
             sources.memory.used,
         )
         yield _gauge(
             "slipway_request_memory_limit_bytes",
-            "Bytes that the requests in the server may have.",
+            "Bytes that these may have.",
             sources.memory.limit,
         )
         allocated = GaugeMetricFamily(

@@ -87,7 +87,8 @@ class ClosedError(UnavailableError):
 
 
 class MemoryBudget:
-    """Bounds the bytes of all requests that are in the server. Safe for several threads."""
+    """Bounds the bytes of all requests that are in the server, and of answers that clients have not
+    read. Safe for several threads."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -121,14 +122,19 @@ class MemoryBudget:
         with self._lock:
             if self._used and self._used + size > self._limit:
                 raise OverloadedError(
-                    f"the server holds {self._used} bytes of requests, and may hold "
-                    f"{self._limit}: try again when some are answered",
+                    f"the server holds {self._used} bytes of requests and of answers that were not "
+                    f"read, and may hold {self._limit}: try again when some are answered",
                     retry_after=0.1,
                 )
             self._used += size
 
+    def add(self, size: int) -> None:
+        """Counts `size` bytes that are there in any case."""
+        with self._lock:
+            self._used += size
+
     def give_back(self, size: int) -> None:
-        """Returns what `take` took."""
+        """Returns what `take` took, or `add` counted."""
         with self._lock:
             self._used -= size
 

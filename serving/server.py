@@ -98,7 +98,7 @@ class InferenceServer:
         self._loading_pool = ThreadPoolExecutor(1, thread_name_prefix="repository control")
         # One more than there may be, for the stream that is refused.
         self._stream_pool = ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
-        self._streams = InferenceStreams(self._frontend)
+        self._streams = InferenceStreams(self._frontend, loader.environment.memory)
         self._sources = Sources(
             repository,
             self._service,
@@ -136,6 +136,7 @@ class InferenceServer:
             self._frontend.refuse_unread,
             authorizer or Authorizer(),
             loader.environment.arrivals,
+            loader.environment.memory,
         )
 
     def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> str:

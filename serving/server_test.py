@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -183,12 +183,15 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def start_watch_without_reading(connection: socket.socket) -> None:
-    """Watches the server's health and allows it no byte of an answer."""
+@contextlib.contextmanager
+def calls_without_reading(
+    address: str, path: str, message: bytes, count: int = 1
+) -> Iterator[None]:
+    """Makes calls of a connection that allows no byte of an answer."""
     headers = {
         ":method": "POST",
         ":scheme": "http",
-        ":path": "/grpc.health.v1.Health/Watch",
+        ":path": path,
         ":authority": "test",
         "te": "trailers",
         "content-type": "application/grpc",
@@ -198,12 +201,16 @@ def start_watch_without_reading(connection: socket.socket) -> None:
         for name, value in headers.items()
     )
     initial_window_size = struct.pack(">HI", 4, 0)
-    connection.sendall(
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-        + frame(4, 0, 0, initial_window_size)
-        + frame(1, 4, 1, block)  # HEADERS, END_HEADERS
-        + frame(0, 1, 1, bytes(5))  # DATA, END_STREAM: an empty message
-    )
+    sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, initial_window_size)
+    for stream in range(1, 2 * count, 2):
+        sent += frame(1, 4, stream, block)  # HEADERS, END_HEADERS
+        sent += frame(0, 1, stream, struct.pack(">BI", 0, len(message)) + message)  # END_STREAM
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        threading.Thread(target=acknowledge_pings, args=[connection], daemon=True).start()
+        connection.sendall(sent)
+        yield
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def acknowledge_pings(connection: socket.socket) -> None:
@@ -216,10 +223,7 @@ def acknowledge_pings(connection: socket.socket) -> None:
 
 
 def test_a_watch_that_nobody_reads_keeps_nobody_waiting(running: Running) -> None:
-    host, port = running.address.split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        start_watch_without_reading(connection)
-        threading.Thread(target=acknowledge_pings, args=[connection], daemon=True).start()
+    with calls_without_reading(running.address, "/grpc.health.v1.Health/Watch", b""):
         time.sleep(0.5)
         assert running.health("") == health_pb2.HealthCheckResponse.NOT_SERVING
         running.server.load(lambda: False)
@@ -227,6 +231,25 @@ def test_a_watch_that_nobody_reads_keeps_nobody_waiting(running: Running) -> Non
         started = time.monotonic()
         assert running.server.drain(60)
         assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+def test_answers_that_nobody_reads_count_as_memory_of_requests(
+    running: Running, method: str
+) -> None:
+    running.server.load(lambda: False)
+    memory, message = running.environment.memory, infer_request().SerializeToString()
+    running.infer()
+    running.stream(3)
+    path = f"/inference.GRPCInferenceService/{method}"
+    with calls_without_reading(running.address, path, message, 20):
+        await_condition(lambda: memory.used >= 20 * len(b"affine"))
+        memory.add(memory.limit - memory.used)
+        code, text = refusal(running)
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "bytes of requests and of answers that were not read" in text
+    await_condition(lambda: memory.used < memory.limit)
+    running.infer()
 
 
 def test_health_lists_the_server_and_its_models(running: Running) -> None:
@@ -315,6 +338,13 @@ def no_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+def await_condition(is_met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_met():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def await_no_request() -> None:

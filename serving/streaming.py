@@ -20,6 +20,7 @@ from slipway.serving.errors import (
 )
 from slipway.serving.inference import InferenceFrontend
 from slipway.serving.observation import Metadata
+from slipway.serving.scheduler import MemoryBudget
 from slipway.serving.wire import length_delimited, split_request
 
 __all__ = ["MAX_STREAMS", "InferenceStreams"]
@@ -38,8 +39,15 @@ _INFER_RESPONSE = protocol.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
 class InferenceStreams:
     """Serves the streams of all clients."""
 
-    def __init__(self, frontend: InferenceFrontend) -> None:
+    def __init__(self, frontend: InferenceFrontend, memory: MemoryBudget) -> None:
+        """Makes it without streams.
+
+        Args:
+          frontend: takes the requests.
+          memory: counts answers until they are read.
+        """
         self._frontend = frontend
+        self._memory = memory
         self._lock = threading.Lock()
         self._open: set[_Stream] = set()
         self._is_closing = False
@@ -55,7 +63,7 @@ class InferenceStreams:
           ResourceExhaustedError: too many streams are open.
           UnavailableError: the server stops; what was under way has been answered.
         """
-        stream = _Stream(self._frontend, context)
+        stream = _Stream(self._frontend, context, self._memory)
         with self._lock:
             if len(self._open) >= MAX_STREAMS:
                 raise ResourceExhaustedError(
@@ -88,8 +96,13 @@ class InferenceStreams:
 class _Stream:
     """One stream; it is cancelled when its client has gone."""
 
-    def __init__(self, frontend: InferenceFrontend, context: grpc.ServicerContext) -> None:
+    def __init__(
+        self, frontend: InferenceFrontend, context: grpc.ServicerContext, memory: MemoryBudget
+    ) -> None:
         self.cancelled = False
+        self._memory = memory
+        # Bytes of answers; None once nobody reads them any more.
+        self._unread: int | None = 0
         self.metadata: Metadata = tuple(context.invocation_metadata())
         self._frontend = frontend
         self._context = context
@@ -105,15 +118,28 @@ class _Stream:
             return
         reader = threading.Thread(target=self._read, args=(messages,), daemon=True)
         reader.start()
-        while (response := self._responses.get()) is not None:
-            yield response
-            self._room.release()
+        try:
+            while (response := self._responses.get()) is not None:
+                yield response
+                self._count_unread(-len(response))
+                self._room.release()
+        finally:
+            with self._lock:
+                unread, self._unread = self._unread, None
+            self._memory.give_back(unread or 0)
 
     def answer(self, reply: _StreamReply, response: bytes) -> None:
         with self._lock:
             self._replies.discard(reply)
+        self._count_unread(len(response))
         self._responses.put(response)
         self._finish_one()
+
+    def _count_unread(self, size: int) -> None:
+        with self._lock:
+            if self._unread is not None:
+                self._unread += size
+                self._memory.add(size)
 
     def end(self) -> None:
         """Takes no more requests."""

@@ -40,6 +40,7 @@ from slipway.serving.errors import (
     ServingError,
     status_message,
 )
+from slipway.serving.scheduler import MemoryBudget
 
 __all__ = ["InferenceTransport", "OnRequest", "WireCall"]
 
@@ -120,14 +121,24 @@ class WireCall:
 
     def respond(self, message: bytes) -> None:
         """Answers with a serialised response. May be called from any thread."""
-        self._send(
+        memory, size = self._transport.memory, len(message)
+
+        def finish(_: Any) -> tuple[WireCall | None, tuple[()]]:
+            memory.give_back(size)
+            return self._finished()
+
+        # It is kept until the client has read it, or gone.
+        memory.add(size)
+        is_sent = self._send(
             (
                 cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),
                 cygrpc.SendMessageOperation(message, _NO_FLAGS),
                 cygrpc.SendStatusFromServerOperation((), _OK, b"", _NO_FLAGS),
             ),
-            self._on_sent,
+            finish,
         )
+        if not is_sent:
+            memory.give_back(size)
 
     def send(self, message: bytes, on_sent: Callable[[], None]) -> None:
         """Sends one of several responses. May be called from any thread.
@@ -194,12 +205,14 @@ class WireCall:
         self._has_begun = True
         return (cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),)
 
-    def _send(self, operations: tuple[Any, ...], on_done: Callable[[Any], Any]) -> None:
+    def _send(self, operations: tuple[Any, ...], on_done: Callable[[Any], Any]) -> bool:
+        """Returns whether there is anybody to read it; else nothing is sent."""
         with self._transport.lock:
             if self.cancelled:
-                return  # nobody is there to read it
+                return False
             self._due += 1
         self._call.start_server_batch(operations, on_done)
+        return True
 
     def _on_message(self, event: Any) -> tuple[WireCall | None, tuple[()]]:
         message = event.batch_operations[0].message()
@@ -269,6 +282,7 @@ class InferenceTransport:
 
     Attributes:
       lock: guards the calls' states.
+      memory: counts answers until they are read.
       incomplete: calls whose message has not come.
     """
 
@@ -282,6 +296,7 @@ class InferenceTransport:
         refuse_unread: Callable[[], ServingError],
         authorizer: Authorizer,
         arrivals: Arrivals,
+        memory: MemoryBudget,
     ) -> None:
         """Makes a transport that is not started.
 
@@ -297,7 +312,9 @@ class InferenceTransport:
           refuse_unread: counts a call whose message is not read, and returns what to answer.
           authorizer: says who may call, for every method of the server.
           arrivals: says when others receive calls.
+          memory: see the attribute.
         """
+        self.memory = memory
         self.lock = threading.Lock()
         # Held by whoever takes events from the queue.
         self._turn = threading.Lock()
