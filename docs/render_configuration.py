@@ -40,8 +40,13 @@ tls_key = "server.key"
 control_tokens = "operators.tokens"
 ```
 
-A flag wins over the file; a flag that may be repeated adds to the file's list. A file of a
-[`torch_server`](rules.md#torch_server) is its attribute `config`.
+A flag wins over the file; a flag that may be repeated adds to the file's list.
+
+A file of a [`torch_server`](rules.md#torch_server) is its attribute `config`. Paths in it count
+from where it lies among the server's runfiles, with what is checked in and what the build makes
+side by side: in `models/server.toml`, `tls_certificate = "server.pem"` is `//models:server.pem`,
+which must be in `data`. What is no part of the build, such as a private key, needs an absolute
+path.
 
 `--check` says everything that is wrong, with file, line and key, looks at what the configuration
 names (the repository, certificates, tokens, the device, libraries of operators), and prints what is

@@ -22,10 +22,13 @@ def run(program: str, flags: Sequence[str], config: str = "") -> int:
       config: the runfiles path of the configuration; empty if there is none.
     """
     runfiles = Runfiles.Create()
+    # The folder itself: Rlocation may look at a manifest, which has a checked-in file in the source
+    # tree and a generated one elsewhere, while paths in the configuration count from where it lies.
+    root = runfiles.EnvVars()["RUNFILES_DIR"] if runfiles is not None else ""
     found = []
     for path in filter(None, (program, config)):
-        location = runfiles.Rlocation(path) if runfiles is not None else None
-        if location is None or not Path(location).exists():
+        location = Path(root, path)
+        if not root or not location.exists():
             print(
                 f"slipway: error: {path} is not among the runfiles: start the server with "
                 "`bazel run`, or keep NAME.runfiles beside it",
@@ -37,4 +40,4 @@ def run(program: str, flags: Sequence[str], config: str = "") -> int:
     read_while_polling()
     from slipway.serving.main import main
 
-    return main([*files, f"--repository={Path(found[0]).parents[1]}", *flags, *sys.argv[1:]])
+    return main([*files, f"--repository={found[0].parents[1]}", *flags, *sys.argv[1:]])

@@ -64,8 +64,8 @@ def torch_server(*, name, programs, device = None, config = None, compiled = Non
       programs: from the label of each program to its place MODEL/VERSION, the version an integer
         from 1. A client asks for MODEL, and gets the highest version unless it names another.
       device: `cpu`, `cuda:N` or `auto`; unless it is given, what `config` says, or `cpu`.
-      config: a TOML file (docs/configuration.md). Its paths count from where it lies: the files
-        that they name must be in `data`, or have absolute paths.
+      config: a TOML file (docs/configuration.md). Its paths count from where it lies among the
+        runfiles: the files that they name must be in `data`, or have absolute paths.
       compiled: whether compiled code of the programs runs: `never`; `auto`, where it is made for
         the machine; or `require`, so that a program without is not served. Unless it is given, what
         `config` says, or `auto`: it is native code of the same build as the server.
