@@ -36,15 +36,20 @@ def custom_ops_info(ctx, targets, inherited = []):
         ] + [info.transitive_sources for info in inherited]),
     )
 
-def main_providers(main, custom_ops):
+def main_providers(ctx, custom_ops, files):
     """Returns the providers of a target that writes a main program, for the `deps` of what runs it.
 
     Args:
-      main: the file.
+      ctx: of the rule; its output `main` is the program.
       custom_ops: TorchCustomOpsInfo: what it imports by the names in it.
+      files: list of File: what it reads by the paths in it.
     """
     return [
-        DefaultInfo(files = depset([main]), runfiles = custom_ops.runfiles),
+        DefaultInfo(
+            files = depset([ctx.outputs.main]),
+            # Here rather than in `data` of what runs it: a list of that cannot have a select in it.
+            runfiles = ctx.runfiles(files).merge(custom_ops.runfiles),
+        ),
         PyInfo(
             imports = custom_ops.imports,
             transitive_sources = custom_ops.transitive_sources,

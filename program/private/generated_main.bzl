@@ -33,7 +33,7 @@ def _self_check_main_impl(ctx):
         rlocation_path(ctx, info.program),
         custom_ops.modules.to_list(),
     ])
-    return main_providers(ctx.outputs.main, custom_ops)
+    return main_providers(ctx, custom_ops, [info.program])
 
 self_check_main = rule(
     implementation = _self_check_main_impl,
@@ -74,8 +74,9 @@ def _compatibility_main_impl(ctx):
         rlocation_path(ctx, info.program),
         label_text(info.label),
         update,
-        ctx.attr.python_callers,
+        "true" if ctx.attr.python_callers else "",
     ])
+    return main_providers(ctx, custom_ops_info(ctx, []), [baseline, info.program])
 
 compatibility_main = rule(
     implementation = _compatibility_main_impl,
@@ -84,7 +85,7 @@ compatibility_main = rule(
         "baseline": attr.label(mandatory = True, allow_files = True),
         "main": attr.output(mandatory = True),
         "program": attr.label(mandatory = True, providers = [TorchProgramInfo]),
-        "python_callers": attr.string(default = "", values = ["", "true"]),
+        "python_callers": attr.bool(),
         "_cli": attr.label(default = Label("//program:cli")),
     },
 )

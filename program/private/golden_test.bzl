@@ -2,7 +2,7 @@
 
 load("@bazel_skylib//lib:shell.bzl", "shell")
 load("@bazel_skylib//rules:diff_test.bzl", "diff_test")
-load(":labels.bzl", "label_text")
+load(":labels.bzl", "attribute_label", "label_text")
 
 _SCRIPT = """#!/usr/bin/env bash
 # Updates a golden file in the workspace. A rule wrote this script.
@@ -54,18 +54,19 @@ _generated = rule(
     attrs = {"file": attr.label(mandatory = True, allow_single_file = True)},
 )
 
-def golden_test(*, name, file, golden, message, update = None, **kwargs):
+def golden_test(*, name, file, golden, subject, update = None, **kwargs):
     """Fails if `file` is not what `golden` is, with the command that makes it so.
 
     Args:
       name: of the test.
       file: label of the generated file.
       golden: label of the file that is checked in.
-      message: what it means that they differ.
+      subject: what the files say, such as "What //models:ranker takes or gives".
       update: name of the executable target that updates the golden file; `NAME.update` unless given.
       **kwargs: what every rule takes (tags, visibility, ...).
     """
     update = update or name + ".update"
+    golden_label = attribute_label(golden)
     common = {"testonly": True} | {
         key: value
         for key, value in kwargs.items()
@@ -85,8 +86,9 @@ def golden_test(*, name, file, golden, message, update = None, **kwargs):
     kwargs.setdefault("size", "small")
     diff_test(
         name = name,
-        failure_message = "%s\nIf that is meant: bazel run %s" % (
-            message,
+        failure_message = "%s is no longer what %s says.\nIf that is meant: bazel run %s" % (
+            subject,
+            golden_label.name if golden_label else "the golden file",
             label_text(native.package_relative_label(update)),
         ),
         file1 = golden,

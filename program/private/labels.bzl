@@ -14,3 +14,11 @@ def label_text(label):
 
     # What modules call a repository has a "~" in it, and is a name for everybody with "@@" only.
     return ("@@" if "~" in text.partition("//")[0] else "@") + text
+
+def attribute_label(value):
+    """Returns the Label that a macro got for an attribute, or None where that is a select.
+
+    Args:
+      value: what the macro got.
+    """
+    return None if type(value) == "select" else native.package_relative_label(value)

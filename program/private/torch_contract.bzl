@@ -3,7 +3,7 @@
 load("//program:providers.bzl", "TorchProgramInfo")
 load(":description.bzl", "describe_program")
 load(":golden_test.bzl", "golden_test")
-load(":labels.bzl", "label_text")
+load(":labels.bzl", "attribute_label", "label_text")
 
 def _torch_contract_impl(ctx):
     text = ctx.actions.declare_file(ctx.label.name + ".txt")
@@ -37,6 +37,10 @@ _torch_contract = rule(
         ),
     },
 )
+
+def _subject(program):
+    label = attribute_label(program)
+    return "What %s takes or gives" % (label_text(label) if label else "the program")
 
 def torch_contract(*, name, program, golden = None, weights = False, **kwargs):
     """Writes what a program takes and gives to the text file NAME.txt.
@@ -74,10 +78,7 @@ def torch_contract(*, name, program, golden = None, weights = False, **kwargs):
         name = name + "_test",
         file = ":" + name,
         golden = golden,
-        message = "What %s takes or gives is no longer what %s says." % (
-            label_text(native.package_relative_label(program)),
-            native.package_relative_label(golden).name,
-        ),
+        subject = _subject(program),
         **{
             key: value
             for key, value in kwargs.items()
@@ -121,9 +122,6 @@ def torch_contract_test(*, name, program, golden, weights = False, **kwargs):
         name = name,
         file = ":" + contract,
         golden = golden,
-        message = "What %s takes or gives is no longer what %s says." % (
-            label_text(native.package_relative_label(program)),
-            native.package_relative_label(golden).name,
-        ),
+        subject = _subject(program),
         **kwargs
     )

@@ -37,7 +37,7 @@ def torch_program_compatibility_test(*, name, program, baseline, python_callers 
         baseline = baseline,
         main = main,
         program = program,
-        python_callers = "true" if python_callers else "",
+        python_callers = python_callers,
         **common
     )
     kwargs.setdefault("size", "small")
@@ -45,7 +45,6 @@ def torch_program_compatibility_test(*, name, program, baseline, python_callers 
         name = name,
         srcs = [main],
         main = main,
-        data = kwargs.pop("data", []) + [program, baseline],
-        deps = kwargs.pop("deps", []) + [Label("//program")],
+        deps = kwargs.pop("deps", []) + [":%s.main" % name, Label("//program")],
         **kwargs
     )

@@ -42,7 +42,6 @@ def torch_program_test(*, name, program, custom_ops = [], **kwargs):
         name = name,
         srcs = [main],
         main = main,
-        data = kwargs.pop("data", []) + [program],
         deps = kwargs.pop("deps", []) + [":%s.main" % name, Label("//program")],
         **kwargs
     )

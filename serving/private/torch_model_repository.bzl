@@ -4,7 +4,7 @@ load("//program:providers.bzl", "TorchProgramInfo")
 load("//program/private:custom_ops.bzl", "custom_ops_info")
 load("//program/private:description.bzl", "DESCRIPTION_ENV")
 load("//program/private:golden_test.bzl", "golden_test")
-load("//program/private:labels.bzl", "label_text")
+load("//program/private:labels.bzl", "attribute_label", "label_text")
 load("//program/private:runfiles.bzl", "rlocation_path")
 load("//serving:providers.bzl", "TorchModelRepositoryInfo")
 
@@ -117,6 +117,15 @@ Example:
     provides = [TorchModelRepositoryInfo],
 )
 
+def _repository_manifest_impl(ctx):
+    return [DefaultInfo(files = depset([ctx.attr.repository[TorchModelRepositoryInfo].manifest]))]
+
+_repository_manifest = rule(
+    implementation = _repository_manifest_impl,
+    doc = "The manifest of a repository. A filegroup has it in a list, which cannot have a select in it.",
+    attrs = {"repository": attr.label(mandatory = True, providers = [TorchModelRepositoryInfo])},
+)
+
 def torch_model_repository_test(*, name, repository, golden, **kwargs):
     """Fails if a repository holds other programs, elsewhere, or of other bytes than a checked-in file says.
 
@@ -137,12 +146,12 @@ def torch_model_repository_test(*, name, repository, golden, **kwargs):
       golden: the checked-in file. Start with an empty one.
       **kwargs: what every test takes (size, tags, visibility, ...). The size is small unless given.
     """
+    label = attribute_label(repository)
     manifest = name + ".manifest"
-    native.filegroup(
+    _repository_manifest(
         name = manifest,
         testonly = True,
-        srcs = [repository],
-        output_group = "manifest",
+        repository = repository,
         **{
             key: value
             for key, value in kwargs.items()
@@ -153,9 +162,6 @@ def torch_model_repository_test(*, name, repository, golden, **kwargs):
         name = name,
         file = ":" + manifest,
         golden = golden,
-        message = "What %s holds is no longer what %s says." % (
-            label_text(native.package_relative_label(repository)),
-            native.package_relative_label(golden).name,
-        ),
+        subject = "What %s holds" % (label_text(label) if label else "the repository"),
         **kwargs
     )

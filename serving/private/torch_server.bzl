@@ -16,6 +16,12 @@ if __name__ == "__main__":
     sys.exit(run({program}, {flags}, {config}))
 '''
 
+def _flags(ctx):
+    flags = ["--device=" + ctx.attr.device] if ctx.attr.device else []
+    if ctx.attr.compiled or not ctx.file.config:
+        flags.append("--compiled=" + (ctx.attr.compiled or "auto"))
+    return flags
+
 def _server_main_impl(ctx):
     repository = ctx.attr.repository[TorchModelRepositoryInfo]
     custom_ops = custom_ops_info(ctx, ctx.attr.custom_ops, inherited = [repository.custom_ops])
@@ -25,20 +31,22 @@ def _server_main_impl(ctx):
         content = _MAIN.format(
             label = label_text(ctx.label).removesuffix(".main"),
             program = json.encode(repository.rlocation_path),
-            flags = json.encode(ctx.attr.flags + [
+            flags = json.encode(_flags(ctx) + ctx.attr.flags + [
                 "--custom-ops=" + module
                 for module in custom_ops.modules.to_list()
             ]),
             config = json.encode(rlocation_path(ctx, ctx.file.config) if ctx.file.config else ""),
         ),
     )
-    return main_providers(ctx.outputs.main, custom_ops)
+    return main_providers(ctx, custom_ops, ctx.files.config)
 
 _server_main = rule(
     implementation = _server_main_impl,
     attrs = {
+        "compiled": attr.string(values = ["", "auto", "never", "require"]),
         "config": attr.label(allow_single_file = [".toml"]),
         "custom_ops": attr.label_list(),
+        "device": attr.string(),
         "flags": attr.string_list(),
         "main": attr.output(mandatory = True),
         "repository": attr.label(mandatory = True, providers = [TorchModelRepositoryInfo]),
@@ -88,11 +96,11 @@ def torch_server(*, name, programs, device = None, config = None, compiled = Non
     main = name + "_main.py"
     _server_main(
         name = name + ".main",
+        compiled = compiled,
         config = config,
         custom_ops = custom_ops,
-        flags = (["--device=" + device] if device else []) + (
-            ["--compiled=" + (compiled or "auto")] if compiled or not config else []
-        ) + flags,
+        device = device,
+        flags = flags,
         main = main,
         repository = ":" + repository,
         **common
@@ -101,7 +109,7 @@ def torch_server(*, name, programs, device = None, config = None, compiled = Non
         name = name,
         srcs = [main],
         main = main,
-        data = kwargs.pop("data", []) + [":" + repository] + ([config] if config else []),
+        data = kwargs.pop("data", []) + [":" + repository],
         deps = kwargs.pop("deps", []) + [":%s.main" % name, Label("//serving")],
         **kwargs
     )

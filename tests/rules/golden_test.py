@@ -37,6 +37,13 @@ def test_a_repository_that_differs_says_how_to_update_the_manifest() -> None:
     ]
 
 
+def test_what_is_chosen_when_it_is_built_is_called_what_it_is() -> None:
+    done = run("chosen_outdated_models_test-test.sh")
+    assert done.returncode == 1
+    assert "What the repository holds is no longer what the golden file says." in done.stderr
+    assert "bazel run //tests/rules:chosen_outdated_models_test.update" in done.stderr
+
+
 def test_the_command_writes_the_file_and_nothing_else(tmp_path: Path) -> None:
     golden = tmp_path / "tests" / "rules" / "outdated.manifest.txt"
     golden.parent.mkdir(parents=True)

@@ -120,6 +120,26 @@ def running_rule_test_suite(*, name):
         programs = programs,
         tags = ["manual"],
     )
+
+    # What it has is chosen by the platform or a flag. Where there is no configuration, compiled code
+    # runs as if the attribute was not there.
+    torch_server(
+        name = "_chosen_server",
+        compiled = select({"//conditions:default": "never"}),
+        config = select({"//conditions:default": "server.toml"}),
+        custom_ops = select({"//conditions:default": [":operators"]}),
+        data = select({"//conditions:default": ["BUILD"]}),
+        device = select({"//conditions:default": "auto"}),
+        flags = select({"//conditions:default": ["--port=0"]}),
+        programs = select({"//conditions:default": programs}),
+        tags = ["manual"],
+    )
+    torch_server(
+        name = "_unconfigured_server",
+        config = select({"//conditions:default": None}),
+        programs = programs,
+        tags = ["manual"],
+    )
     torch_program_test(
         name = "_program_test",
         program = ":_with_both",
@@ -142,6 +162,22 @@ def running_rule_test_suite(*, name):
         target_under_test = ":_server.main",
     )
     _main_test(
+        name = name + "_chosen_server_main",
+        contains = [
+            "[\"--device=auto\",\"--compiled=never\",\"--port=0\",",
+            ", \"slipway/tests/rules/server.toml\"))",
+        ],
+        target_under_test = ":_chosen_server.main",
+    )
+    _main_test(
+        name = name + "_unconfigured_server_main",
+        contains = [
+            "[\"--compiled=auto\",\"--custom-ops=",
+            ", \"\"))",
+        ],
+        target_under_test = ":_unconfigured_server.main",
+    )
+    _main_test(
         name = name + "_program_test_main",
         contains = ["[\"tests.rules.operators\",\"tests.rules.other_operators\"]"],
         target_under_test = ":_program_test.main",
@@ -152,6 +188,7 @@ def running_rule_test_suite(*, name):
         target_under_test = ":_program_with_more_test.main",
     )
     for target, paths in {
+        "_chosen_server": ["tests/rules/_chosen_server.repository/scaler/2", "tests/rules/BUILD", "tests/rules/server.toml"],
         "_program_test": ["tests/rules/_with_both.program", "tests/rules/operators.py", "tests/rules/_program_test_main.py"],
         "_server": ["tests/rules/_server.repository/scaler/2", "tests/rules/operators.py", "tests/rules/_server_main.py", "serving/server.py"],
     }.items():
@@ -201,12 +238,15 @@ def running_rule_test_suite(*, name):
         tests = tests + [
             name + suffix
             for suffix in [
+                "_chosen_server_main",
+                "_chosen_server_runfiles",
                 "_program_test_main",
                 "_program_test_runfiles",
                 "_program_with_more_test_main",
                 "_repository",
                 "_server_main",
                 "_server_runfiles",
+                "_unconfigured_server_main",
                 "_update",
             ]
         ],
