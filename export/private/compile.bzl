@@ -40,6 +40,9 @@ COMPILE_ATTRIBUTES = {
     ),
 }
 
+# program/instruction_sets.py has what they mean.
+_INSTRUCTION_SETS = ["avx2", "avx512"]
+
 _ENV = {
     "CUDA_VISIBLE_DEVICES": "",
     "OMP_NUM_THREADS": "1",
@@ -51,6 +54,22 @@ _ENV = {
     # Torch names folders after the user, who may have no name.
     "USER": "slipway",
 }
+
+def check_compile_attributes(ctx):
+    """Fails unless what is said of compiling can be done, and there is compiling if there are options.
+
+    Args:
+      ctx: of a rule with COMPILE_ATTRIBUTES.
+    """
+    target = "torch_export " + label_text(ctx.label)
+    if ctx.attr.compile_options and not ctx.attr.compile:
+        fail("%s: compile_options is given, and compile is not, so that nothing is compiled; add compile = \"aot_inductor\", or leave out compile_options, by the same select() if it depends on one" % target)
+    advice = "name %s or both" % ", ".join(_INSTRUCTION_SETS)
+    if not ctx.attr.instruction_sets:
+        fail("%s: instruction_sets is [], so that there is nothing to compile for; %s" % (target, advice))
+    for name in ctx.attr.instruction_sets:
+        if name not in _INSTRUCTION_SETS:
+            fail("%s: instruction_sets has \"%s\"; %s" % (target, name, advice))
 
 def compile_program(ctx, *, graphs, program):
     """Declares the action that writes a program with compiled code beside its graphs.

@@ -4,7 +4,7 @@ load("//export:providers.bzl", "TorchProgramInfo")
 load("//program/private:custom_ops.bzl", "custom_ops_info")
 load("//program/private:labels.bzl", "label_text")
 load(":action.bzl", "ENVIRONMENT_ATTRS", "export_environment", "import_roots")
-load(":compile.bzl", "COMPILE_ATTRIBUTES", "compile_program")
+load(":compile.bzl", "COMPILE_ATTRIBUTES", "check_compile_attributes", "compile_program")
 load(":output_groups.bzl", "OUTPUT_GROUP_ATTRIBUTES", "OUTPUT_GROUP_DOC", "program_output_groups")
 
 # What paths, labels and calls have in them, and names of Python do not.
@@ -27,6 +27,7 @@ def _torch_export_impl(ctx):
     model = ctx.attr.model
     _check_model(ctx.label, model)
     _check_entry_point(ctx.label, ctx.attr.entry_point)
+    check_compile_attributes(ctx)
     program = ctx.actions.declare_directory(ctx.label.name + ".program")
     graphs = program
     if ctx.attr.compile:

@@ -251,6 +251,26 @@ def _refusals(name):
         model = ":model",
         tags = ["manual"],
     )
+    torch_export(
+        name = "_options_without_compile",
+        compile_options = {"max_fusion_size": "8"},
+        entry_point = "tests.rules.model:export_spec",
+        model = ":model",
+        tags = ["manual"],
+    )
+    for case, instruction_sets in {
+        "no_instruction_set": [],
+        "unknown_instruction_set": ["avx2", "AVX-512"],
+    }.items():
+        torch_export(
+            name = "_" + case,
+            compile = "aot_inductor",
+            cxx_compiler = ":_compiler",
+            entry_point = "tests.rules.model:export_spec",
+            instruction_sets = instruction_sets,
+            model = ":model",
+            tags = ["manual"],
+        )
     _file_as_program(
         name = "_file_as_program",
         tags = ["manual"],
@@ -259,8 +279,11 @@ def _refusals(name):
         "compiled_without": "torch_export //tests/rules:_compiled_without: compile = \"aot_inductor\" needs a C++ compiler, and there is none; install it",
         "file_as_program": "the program tests/rules/_file_as_program is no directory: make it with ctx.actions.declare_directory",
         "no_archive": "does not produce any torch_program_from_pt2 src files (expected .pt2)",
+        "no_instruction_set": "torch_export //tests/rules:_no_instruction_set: instruction_sets is [], so that there is nothing to compile for; name avx2, avx512 or both",
         "operators_of_archive": "//tests/rules:_operators_of_archive: custom_ops has //tests/rules:no_python, which is no Python library",
         "operators_of_export": "//tests/rules:_operators_of_export: custom_ops has //tests/rules:no_python, which is no Python library: name the py_library that registers the operators",
+        "options_without_compile": "torch_export //tests/rules:_options_without_compile: compile_options is given, and compile is not, so that nothing is compiled; add compile = \"aot_inductor\", or leave out compile_options, by the same select() if it depends on one",
+        "unknown_instruction_set": "torch_export //tests/rules:_unknown_instruction_set: instruction_sets has \"AVX-512\"; name avx2, avx512 or both",
     }.items():
         refusal_test(
             name = "%s_%s" % (name, case),
