@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from slipway.export import ExportError, ExportErrorKind
+from slipway.export import ExportError, ExportErrorKind, exporter
 from slipway.export.exporter import load_entry_point, main
+from slipway.export.sources import user_line
 from slipway.program import load
 
 MODEL = """
@@ -118,6 +119,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     (package / "model.py").write_text(MODEL)
     (package / "broken.py").write_text("import torch\n\nlayers = 1 / 0\n")
     (package / "unfinished.py").write_text("def export_spec(:\n")
+    (package / "imports_unfinished.py").write_text("import models.unfinished\n")
     (package / "missing_import.py").write_text("import a_package_that_is_not_there\n")
     (package / "exits.py").write_text("import sys\n\nsys.exit(0)\n")
     monkeypatch.syspath_prepend(str(package.parent))
@@ -187,6 +189,32 @@ def test_a_failing_entry_point_names_its_line(workspace: Path) -> None:
     assert source.text == 'raise ValueError("no checkpoint")'
     assert source.file.endswith("models/model.py")
     assert not Path(source.file).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("broken", "broken.py:3: layers = 1 / 0"),
+        ("missing_import", "missing_import.py:1: import a_package_that_is_not_there"),
+        ("unfinished", "unfinished.py:1: def export_spec(:"),
+        ("imports_unfinished", "unfinished.py:1: def export_spec(:"),
+        ("none", ""),
+    ],
+)
+def test_a_module_that_fails_when_it_is_imported_is_named_with_its_line(
+    workspace: Path, module: str, line: str
+) -> None:
+    with pytest.raises(ExportError) as caught:
+        load_entry_point(f"models.{module}:f")
+    places = [text for text in str(caught.value).splitlines() if text.startswith("  at ")]
+    assert [text.partition("models/")[2] for text in places] == ([line] if line else [])
+
+
+def test_slipways_own_lines_are_known_however_bazel_starts_it() -> None:
+    root = Path(exporter.__file__).parents[1]
+    # Where it is another repository than the target's.
+    name = f"{root.parent}/shop/../{root.name}/export/exporter.py"
+    assert user_line(name, 1) is None
 
 
 def test_an_entry_point_starts_from_the_same_random_numbers(workspace: Path) -> None:

@@ -45,6 +45,8 @@ _FRAME = re.compile(r'\s*File "([^"]+)", line (\d+)')
 
 
 def _is_user_file(name: str) -> bool:
+    # Where Slipway is another repository, Bazel starts OURS/../slipway/export/exporter.py.
+    name = os.path.normpath(name)
     if name.startswith(_LIBRARIES) or (name.startswith("<") and not name.startswith(_INTERACTIVE)):
         return False
     if name.startswith(_STANDARD_LIBRARY) and _SITE_PACKAGES not in name:
@@ -87,7 +89,14 @@ def innermost_user_line(frame: FrameType | None) -> SourceLine | None:
 
 
 def user_line_of_exception(error: BaseException) -> SourceLine | None:
-    """Returns the innermost line of the user's code that an exception came through, if any."""
+    """Returns the innermost line of the user's code that an exception came through, if any.
+
+    That of a syntax error is the line that cannot be parsed: it was not run.
+    """
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        unparsed = user_line(error.filename, error.lineno)
+        if unparsed is not None:
+            return unparsed
     # Where torch interprets bytecode, it notes what it was at; its own frames say nothing.
     interpreted = _last_user_line(getattr(error, "real_stack", None) or [])
     passed = interpreted or _last_user_line(traceback.extract_tb(error.__traceback__))
