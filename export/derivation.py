@@ -15,6 +15,7 @@ from slipway.export.containers import tree_of
 from slipway.export.dimensions import Declarations, ExampleCall
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.narrowing import Narrowing, Verdict, examine
+from slipway.export.spec_types import require_name
 from slipway.export.symbol_table import SymbolTable
 from slipway.export.symbolic import InexpressibleError, to_condition
 from slipway.export.unchecked import unchecked_guards
@@ -88,6 +89,10 @@ def derive(
         for name, leaf in leaves.items()
     )
     outputs = _outputs(capture, output_tree, output_names, table)
+    for name in leaves:
+        require_name("an input", name)
+    for output in outputs:
+        require_name("an output", output.name)
     stated = declared.conditions(table.symbols)
     relations: dict[Relation, Narrowing | None] = {Relation(item): None for item in stated}
     bounds = {str(relation) for relation, _ in _relations([*table.hinted_bounds()], table, stated)}

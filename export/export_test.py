@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,39 @@ def test_output_names_must_be_one_for_each(names: list[str]) -> None:
     error = failure(lambda x: (x + 1, x + 2), torch.ones(3), output_names=names)
     assert error.kind is ExportErrorKind.INVALID_SPEC
     assert "the model has 2 outputs" in error.reason
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "a\u2028b", "\ud800", "x\0"])
+def test_names_have_no_control_characters(name: str) -> None:
+    def second(x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return tensors[name]
+
+    ones = torch.ones(3)
+    methods = {name: MethodSpec(args=ones), "forward": MethodSpec(args=ones)}
+    spec = ExportSpec(model=torch.nn.ReLU(), methods=methods)
+    for what, fails in (
+        ("output", partial(export, lambda x: x + 1, ones, output_names=[name])),
+        ("output", partial(export, lambda x: {name: x + 1}, ones)),
+        ("input", partial(export, second, (ones, {name: ones}))),
+        ("method", partial(export_spec, spec)),
+    ):
+        with pytest.raises(ExportError) as caught:
+            fails()
+        assert caught.value.kind is ExportErrorKind.INVALID_SPEC
+        assert f"{what} has the name " in caught.value.reason
+        assert repr(name)[1:-1] in caught.value.reason
+        assert str(caught.value).replace("\n", "").isprintable()
+
+
+def test_a_method_has_a_name() -> None:
+    methods = {"": MethodSpec(args=torch.ones(3), function=lambda x: x)}
+    with pytest.raises(ExportError, match="a method has the name ''"):
+        export_spec(ExportSpec(model=torch.nn.ReLU(), methods=methods))
+
+
+def test_names_may_be_of_any_script() -> None:
+    program = export(lambda x: x + 1, torch.ones(3), output_names=["größe 尺寸"])
+    assert program.contract.outputs[0].name == "größe 尺寸"
 
 
 def test_nested_arguments_keywords_and_plain_values() -> None:

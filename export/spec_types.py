@@ -9,7 +9,7 @@ from typing import Any
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.spec import ExportSpec, MethodSpec
 
-__all__ = ["require_types"]
+__all__ = ["require_name", "require_types"]
 
 
 def require_types(spec: ExportSpec) -> None:
@@ -17,7 +17,7 @@ def require_types(spec: ExportSpec) -> None:
 
     Raises:
       ExportError: one is of another type than `ExportSpec` and `MethodSpec` say, or the spec has
-        both methods and what describes a method of its own.
+        both methods and what describes a method of its own, or a method has no proper name.
     """
     if isinstance(spec.model, type):
         raise _error(
@@ -44,7 +44,25 @@ def require_types(spec: ExportSpec) -> None:
                 f"give each method its own, in methods=: MethodSpec({field.name}=…)",
             )
     for name, method in spec.methods.items():
+        require_name("a method", name)
         _require_method_types(method, f"of the method '{name}' ")
+
+
+def require_name(whose: str, name: str) -> None:
+    """Checks a name that clients, logs and checked-in files will have.
+
+    Args:
+      whose: such as "an output".
+      name: what it is called.
+
+    Raises:
+      ExportError: it is empty, or has control characters or others that cannot be printed.
+    """
+    if not name or not name.isprintable():
+        raise _error(
+            f"{whose} has the name {name!r}",
+            "give it one of printable characters: it will be a line of logs and contracts",
+        )
 
 
 def _require_method_types(spec: MethodSpec, whose: str = "") -> None:
