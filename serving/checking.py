@@ -8,13 +8,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from slipway.program.container import load_contracts
+from slipway.program.errors import ProgramError
 from slipway.serving.command_line import CommandLine
 from slipway.serving.configuration import Configuration
 from slipway.serving.configuration_file import ConfigurationError
 from slipway.serving.credentials import TokenFile
 from slipway.serving.errors import StartupError
 from slipway.serving.security import doubts, tls_files
-from slipway.serving.versions import Found, VersionPolicy, scan
+from slipway.serving.versions import Found, VersionPolicy, name_clash, scan, served_name
 
 __all__ = ["check"]
 
@@ -48,6 +50,7 @@ def check(line: CommandLine) -> None:
             attempt(("models", name), partial(_device, model.device, "device"))
     attempt(("server", "custom_ops"), lambda: _custom_ops(settings))
     attempt(("monitoring", "trace_endpoint"), lambda: _tracing(settings.monitoring.trace_endpoint))
+    problems += [line.problem(("repository", "path"), text) for text in _clashes(settings, found)]
     if problems:
         raise ConfigurationError(problems)
     for text in [*doubts(settings.security), *_doubts(line, found)]:
@@ -83,6 +86,48 @@ def _models(settings: Configuration) -> list[Found]:
     return found
 
 
+def _chosen(settings: Configuration, found: list[Found]) -> list[tuple[Path, str, int]]:
+    """Returns path, model and version of what would be served, in the order of loading."""
+    files = settings.repository
+    chosen = []
+    for model in found:
+        if files.model_control == "explicit" and model.name not in files.load_model:
+            continue
+        for version in _policy(settings, model.name).choose(model.versions):
+            path = Path(files.path or "", model.name, str(version))
+            chosen.append((path, model.name, version))
+    return chosen
+
+
+def _policy(settings: Configuration, model: str) -> VersionPolicy:
+    given = settings.models[model].version_policy if model in settings.models else None
+    return VersionPolicy.parse(given or settings.repository.version_policy)
+
+
+def _clashes(settings: Configuration, found: list[Found]) -> list[str]:
+    """Returns which versions are not served since a name of theirs means another model already."""
+    chosen = _chosen(settings, found)
+    owners = {model: model for _, model, _ in chosen}
+    texts = []
+    for path, model, version in chosen:
+        names = _served_names(path, model)
+        taken = [name for name in names if owners.get(name, model) != model]
+        if taken:
+            texts.append(f"model '{model}' version {version}: {name_clash(taken[0])}")
+        else:
+            owners |= dict.fromkeys(names, model)
+    return texts
+
+
+def _served_names(path: Path, model: str) -> list[str]:
+    """Returns what clients would call the methods of a program; none of one that is broken."""
+    try:
+        methods = load_contracts(path)
+    except ProgramError:
+        return []
+    return [served_name(model, method, methods) for method in methods]
+
+
 def _device(device: str, setting: str) -> None:
     from slipway.serving.devices import resolve_device  # with torch, which takes its time
 
@@ -111,8 +156,7 @@ def _doubts(line: CommandLine, found: list[Found]) -> list[str]:
     texts = [f"model '{model.name}': {model.problem}" for model in found if model.problem]
     for each in found:
         given = settings.models[each.name].version_policy if each.name in settings.models else None
-        policy = VersionPolicy.parse(given or settings.repository.version_policy)
-        if problem := policy.problem(each.versions):
+        if problem := _policy(settings, each.name).problem(each.versions):
             path = ("models", each.name) if given else ("repository", "version_policy")
             texts.append(line.problem(path, f"model '{each.name}': {problem}"))
     for name in settings.repository.load_model:
@@ -124,8 +168,7 @@ def _doubts(line: CommandLine, found: list[Found]) -> list[str]:
             text = f"the repository has no model '{name}'"
             texts.append(line.problem(("models", name), text))
             continue
-        policy = VersionPolicy.parse(model.version_policy or settings.repository.version_policy)
-        served = policy.choose(versions[name])
+        served = _policy(settings, name).choose(versions[name])
         for label, version in model.labels.items():
             if version not in served:
                 text = (

@@ -23,7 +23,7 @@ from slipway.program.shards import Verification
 from slipway.serving.devices import Device
 from slipway.serving.model import Environment, Model, models_of
 from slipway.serving.signature import SignatureError
-from slipway.serving.versions import weights_size
+from slipway.serving.versions import name_clash, weights_size
 
 __all__ = ["CompiledUse", "GraphEngine", "LoadError", "Loader"]
 
@@ -142,10 +142,7 @@ class Loader:
             models = models_of(program, name, version, device, self.environment, execution)
             for model in models:
                 if is_taken(model.name):
-                    raise SignatureError(
-                        f"a method of it would be served as '{model.name}', which is the name of "
-                        "another model or of a method of one"
-                    )
+                    raise SignatureError(name_clash(model.name))
             for model in models:
                 if model.name in recent:
                     model.executor.warm_up(recent[model.name].executor.recent_bindings)

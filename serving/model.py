@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from slipway.program import DEFAULT_METHOD, Contract, Program
+from slipway.program import Contract, Program
 from slipway.program.compiled import Execution
 from slipway.program.native_code import NativeCode
 from slipway.serving.arrivals import Arrivals
@@ -20,6 +20,7 @@ from slipway.serving.instance import Instance
 from slipway.serving.scheduler import MemoryBudget, Scheduler, SchedulingOptions
 from slipway.serving.signature import Signature
 from slipway.serving.statistics import ModelStatistics
+from slipway.serving.versions import served_name
 
 __all__ = ["Environment", "Model", "models_of"]
 
@@ -150,8 +151,7 @@ def models_of(
         options = dataclasses.replace(options, instances=1)
     models = []
     for method_name, method in program.methods.items():
-        plain = method_name == DEFAULT_METHOD or len(program.methods) == 1
-        own_name = name if plain else f"{name}.{method_name}"
+        own_name = served_name(name, method_name, program.methods)
         statistics = ModelStatistics()
         executor = BatchExecutor(
             Instance(_subject(own_name, version), method, device),

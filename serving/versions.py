@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slipway.program.contract import DEFAULT_METHOD
 from slipway.serving.errors import StartupError
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "Found",
     "VersionPolicy",
     "fingerprint",
+    "name_clash",
     "parse_version",
     "scan",
+    "served_name",
     "weights_size",
 ]
 
@@ -113,6 +116,26 @@ def scan(directory: Path) -> list[Found]:
 def fingerprint(directory: Path) -> Fingerprint:
     """Returns what tells two states of a version's directory apart, without reading its files."""
     return tuple(sorted(_files(directory)))
+
+
+def served_name(model: str, method: str, methods: Collection[str]) -> str:
+    """Returns what clients call a method of a model.
+
+    Args:
+      model: the model's name.
+      method: one of `methods`.
+      methods: all that the model's program has.
+    """
+    is_plain = method == DEFAULT_METHOD or len(methods) == 1
+    return model if is_plain else f"{model}.{method}"
+
+
+def name_clash(name: str) -> str:
+    """Returns why a version with a method of that name is not served, if the name is taken."""
+    return (
+        f"a method of it would be served as '{name}', which is the name of another model or of a "
+        "method of one"
+    )
 
 
 def weights_size(directory: Path) -> int:

@@ -14,6 +14,7 @@ Requests for affine, lookup and columns may share batches.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -38,8 +39,10 @@ Build = Callable[[fx.Graph, list[fx.Node]], Sequence[fx.Node]]
 _LEAF = Tree(Kind.LEAF)
 
 
-def write_affine(directory: Path, *, scale: float = 1.0) -> None:
-    """Writes `affine`: batch is 1..8, and y = x @ (scale * AFFINE_WEIGHT).T."""
+def write_affine(
+    directory: Path, *, scale: float = 1.0, methods: Sequence[str] = ("forward",)
+) -> None:
+    """Writes `affine`: batch is 1..8, and y = x @ (scale * AFFINE_WEIGHT).T, in each method."""
     batch = SymbolReference(0, "batch")
 
     def build(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
@@ -53,7 +56,7 @@ def write_affine(directory: Path, *, scale: float = 1.0) -> None:
         batch_symbol=0,
         batching=_batching({"x": 0}, (0,)),
     )
-    _write(directory, contract, build, {"weight": AFFINE_WEIGHT * scale})
+    _write(directory, contract, build, {"weight": AFFINE_WEIGHT * scale}, methods=methods)
 
 
 def write_columns(directory: Path) -> None:
@@ -197,6 +200,7 @@ def _write(
     build: Build,
     weights: Mapping[str, torch.Tensor],
     custom_ops: Sequence[str] = (),
+    methods: Sequence[str] = ("forward",),
 ) -> None:
     graph = fx.Graph()
     inputs: dict[str, pb.GraphInput] = {}
@@ -212,10 +216,9 @@ def _write(
     operators = OperatorTable.of_graphs([graph], frozenset(custom_ops))
     graphs = pb.ProgramGraph(
         operators=operators.to_proto(),
-        methods=[graph_to_proto(graph, inputs, outputs, operators)],
+        methods=[graph_to_proto(graph, inputs, outputs, operators)] * len(methods),
     )
     cpu = torch.device("cpu")
-    program = Program(
-        {"forward": contract}, graphs, weights, device=cpu, custom_ops=frozenset(custom_ops)
-    )
+    contracts = {name: dataclasses.replace(contract, method=name) for name in methods}
+    program = Program(contracts, graphs, weights, device=cpu, custom_ops=frozenset(custom_ops))
     program.save(directory)
