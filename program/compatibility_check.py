@@ -15,11 +15,14 @@ from slipway.program.errors import ProgramError
 __all__ = ["run"]
 
 
-def run(baseline: str, program: str, label: str, update: str, python: str) -> int:
+def run(
+    baseline: str, baseline_label: str, program: str, label: str, update: str, python: str
+) -> int:
     """Compares two files among the runfiles, says what has changed, and returns the exit code.
 
     Args:
       baseline: the runfiles path of a program's directory or a baseline file.
+      baseline_label: what to call it.
       program: the runfiles path of a program's directory.
       label: what to call the program.
       update: the command that makes the baseline anew; empty where there is none.
@@ -27,7 +30,7 @@ def run(baseline: str, program: str, label: str, update: str, python: str) -> in
     """
     runfiles = Runfiles.Create()
     contracts = []
-    for path in (baseline, program):
+    for path, name in ((baseline, baseline_label), (program, label)):
         location = runfiles.Rlocation(path) if runfiles is not None else None
         if location is None or not Path(location).exists():
             print(f"{path} is not among the runfiles: run this with `bazel test`", file=sys.stderr)
@@ -35,7 +38,8 @@ def run(baseline: str, program: str, label: str, update: str, python: str) -> in
         try:
             contracts.append(read_contract_file(Path(location)).contracts)
         except ProgramError as error:
-            print(f"FAILED: {error}", file=sys.stderr)
+            # Where the runfiles are is nothing that could be looked at when the test is over.
+            print(f"FAILED: {str(error).replace(location, name)}", file=sys.stderr)
             return 2
     differences = compare(*contracts)
     print(as_text(differences, python=bool(python)), end="")

@@ -32,11 +32,12 @@ class SelfCheckError(SlipwayError):
     """A program does not do what its contract promises."""
 
 
-def run(program: str, custom_ops: Collection[str]) -> int:
+def run(program: str, label: str, custom_ops: Collection[str]) -> int:
     """Checks a program among the runfiles, says what was done, and returns the exit code.
 
     Args:
       program: the runfiles path of its directory.
+      label: what to call it.
       custom_ops: modules that register operators which it calls.
     """
     from runfiles import Runfiles
@@ -50,7 +51,8 @@ def run(program: str, custom_ops: Collection[str]) -> int:
         for line in self_check(Path(location), custom_ops):
             print(line)
     except SlipwayError as error:
-        print(f"FAILED: {error}", file=sys.stderr)
+        # Where the runfiles are is nothing that could be looked at when the test is over.
+        print(f"FAILED: {str(error).replace(location, label)}", file=sys.stderr)
         return 1
     return 0
 

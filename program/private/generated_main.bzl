@@ -31,6 +31,7 @@ def _self_check_main_impl(ctx):
     custom_ops = custom_ops_info(ctx, ctx.attr.custom_ops, inherited = [info.custom_ops])
     _write_main(ctx, "self_check", [
         rlocation_path(ctx, info.program),
+        label_text(info.label),
         custom_ops.modules.to_list(),
     ])
     return main_providers(ctx, custom_ops, [info.program])
@@ -71,6 +72,7 @@ def _compatibility_main_impl(ctx):
         )
     _write_main(ctx, "compatibility_check", [
         rlocation_path(ctx, baseline),
+        label_text(ctx.attr.baseline.label),
         rlocation_path(ctx, info.program),
         label_text(info.label),
         update,

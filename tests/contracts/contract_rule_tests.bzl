@@ -93,7 +93,7 @@ def contract_rule_test_suite(*, name):
     )
     _writes_main_test(
         name = name + "_program_as_baseline",
-        contains = ["[\"slipway/tests/contracts/ranker.program\",\"slipway/tests/contracts/ranker_wider.program\",\"//tests/contracts:ranker_wider\",\"\",\"true\"]"],
+        contains = ["[\"slipway/tests/contracts/ranker.program\",\"//tests/contracts:ranker\",\"slipway/tests/contracts/ranker_wider.program\",\"//tests/contracts:ranker_wider\",\"\",\"true\"]"],
         target_under_test = ":against_program_test.main",
     )
     _writes_main_test(

@@ -66,6 +66,16 @@ def test_a_damaged_program_fails_its_test() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("FAILED: ")
     assert "SHA-256 differs" in done.stderr
+    assert runfiles().EnvVars()["RUNFILES_DIR"] not in done.stderr
+
+
+def test_a_damaged_baseline_is_called_by_its_label() -> None:
+    done = run("tests/contracts/cut_baseline_test")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "FAILED: //tests/contracts:cut.contract.json: it is neither a program's directory nor a "
+        "baseline; make a baseline with `python -m slipway.program baseline PROGRAM`\n"
+    )
 
 
 @pytest.fixture
