@@ -2,7 +2,7 @@
 
 load("//program:providers.bzl", "TorchProgramInfo")
 load(":custom_ops.bzl", "custom_ops_info", "main_providers")
-load(":labels.bzl", "label_text")
+load(":labels.bzl", "command_word", "label_text")
 load(":runfiles.bzl", "rlocation_path")
 
 _MAIN = '''"""Tests {label}. A rule wrote this file."""
@@ -66,9 +66,9 @@ def _compatibility_main_impl(ctx):
     update = ""
     if baseline.is_source and baseline.extension == "json":
         update = "bazel run %s -- baseline %s > %s" % (
-            label_text(ctx.attr._cli.label),
-            info.program.path,
-            baseline.short_path,
+            command_word(label_text(ctx.attr._cli.label)),
+            command_word(info.program.path),
+            command_word(baseline.short_path),
         )
     _write_main(ctx, "compatibility_check", [
         rlocation_path(ctx, baseline),

@@ -2,13 +2,13 @@
 
 load("@bazel_skylib//lib:shell.bzl", "shell")
 load("@bazel_skylib//rules:diff_test.bzl", "diff_test")
-load(":labels.bzl", "attribute_label", "label_text")
+load(":labels.bzl", "attribute_label", "command_word", "label_text")
 
 _SCRIPT = """#!/usr/bin/env bash
 # Updates a golden file in the workspace. A rule wrote this script.
 set -euo pipefail
 if [[ -z ${{BUILD_WORKSPACE_DIRECTORY:-}} ]]; then
-  echo >&2 "start this with: bazel run {label}"
+  echo >&2 {advice}
   exit 2
 fi
 cat {source} > "$BUILD_WORKSPACE_DIRECTORY"/{golden}
@@ -25,8 +25,8 @@ def _golden_update_impl(ctx):
         output = script,
         # `bazel run` starts it where short paths begin.
         content = _SCRIPT.format(
+            advice = shell.quote("start this with: bazel run " + command_word(label_text(ctx.label))),
             golden = shell.quote(golden.short_path),
-            label = label_text(ctx.label),
             source = shell.quote(ctx.file.file.short_path),
         ),
         is_executable = True,
@@ -89,7 +89,7 @@ def golden_test(*, name, file, golden, subject, update = None, **kwargs):
         failure_message = "%s is no longer what %s says.\nIf that is meant: bazel run %s" % (
             subject,
             golden_label.name if golden_label else "the golden file",
-            label_text(native.package_relative_label(update)),
+            command_word(label_text(native.package_relative_label(update))),
         ),
         file1 = golden,
         file2 = ":" + name + ".generated",

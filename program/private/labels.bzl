@@ -1,5 +1,19 @@
 """Labels as people write them."""
 
+load("@bazel_skylib//lib:shell.bzl", "shell")
+
+# What is a word of a command as it is. A tilde is not at the beginning of a label or path.
+_PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/:@._+-=,%~"
+
+def command_word(text):
+    """Returns a label or path as a person can paste it into a shell.
+
+    Args:
+      text: the label or path.
+    """
+    is_plain = not [character for character in text.elems() if character not in _PLAIN]
+    return text if is_plain else shell.quote(text)
+
 def label_text(label):
     """Returns //PACKAGE:NAME, or @REPOSITORY//PACKAGE:NAME for a label of another repository.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_a_program_that_breaks_clients_says_which_and_how_to_go_on() -> None:
         r"\.program > tests/contracts/ranker\.contract\.json\n$",
         done.stderr,
     )
+
+
+def test_the_command_can_be_pasted_into_a_shell_whatever_the_target_is_called() -> None:
+    done = run("tests/contracts/narrower, too")
+    assert done.returncode == 1
+    assert done.stderr.startswith("FAILED: //tests/contracts:it's a ranker, narrower would break ")
+    *command, program, into, baseline = shlex.split(done.stderr.splitlines()[-1])
+    assert command == ["bazel", "run", "//program:cli", "--", "baseline"]
+    assert program.endswith("/it's a ranker, narrower.program")
+    assert (into, baseline) == (">", "tests/contracts/ranker.contract.json")
 
 
 def test_a_contract_that_differs_from_the_golden_one_says_how_to_update_it() -> None:

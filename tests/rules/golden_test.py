@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def test_the_command_writes_the_file_and_nothing_else(tmp_path: Path) -> None:
         ["ranker/2", "//tests/contracts:ranker_wider"],
     ]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [golden]
+
+
+def test_a_command_can_be_pasted_into_a_shell_whatever_the_target_is_called() -> None:
+    command = ["bazel", "run", "//tests/rules:it's outdated, too.update"]
+    done = run("it's outdated, too-test.sh")
+    assert done.returncode == 1
+    advice = done.stderr.splitlines()[-1].removeprefix("If that is meant: ")
+    assert shlex.split(advice) == command
+    done = run("it's outdated, too.update.sh", BUILD_WORKSPACE_DIRECTORY="")
+    assert done.returncode == 2
+    assert shlex.split(done.stderr.removeprefix("start this with: ")) == command
 
 
 def test_the_command_must_be_started_by_bazel() -> None:
