@@ -20,6 +20,7 @@ def path(name: str) -> Path:
 @pytest.mark.parametrize(
     "name",
     [
+        "it's a scaler, too",
         "loads_by_itself",
         "scaler_chosen",
         "scaler_safetensors",

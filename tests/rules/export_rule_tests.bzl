@@ -123,6 +123,9 @@ def _group_actions_test_impl(ctx):
         # An edit of the model that leaves the program as it is runs none of them again.
         asserts.false(env, "tests/rules/model.py" in [file.short_path for file in action.inputs.to_list()])
     asserts.true(env, "--fact=label=//tests/rules:" + name in _action(env, "TorchReport").argv)
+    checkpoints = ["--fact=checkpoint=" + ctx.attr.checkpoint] if ctx.attr.checkpoint else []
+    found = [argument for argument in _action(env, "TorchReport").argv if "checkpoint=" in argument]
+    asserts.equals(env, checkpoints, found)
 
     # The program itself does not wait for them.
     outputs = [file.basename for file in _action(env, ctx.attr.mnemonic).outputs.to_list()]
@@ -131,7 +134,10 @@ def _group_actions_test_impl(ctx):
 
 _group_actions_test = analysistest.make(
     _group_actions_test_impl,
-    attrs = {"mnemonic": attr.string(mandatory = True)},
+    attrs = {
+        "checkpoint": attr.string(),
+        "mnemonic": attr.string(mandatory = True),
+    },
 )
 
 def _compile_action_test_impl(ctx):
@@ -316,6 +322,19 @@ def export_rule_test_suite(*, name):
         model = ":model",
         tags = ["manual"],
     )
+    native.genrule(
+        name = "_write_checkpoint",
+        outs = ["checkpoint.safetensors"],
+        cmd = "false",
+        tags = ["manual"],
+    )
+    torch_export(
+        name = "_weighed,once",
+        entry_point = "tests.rules.model:export_spec",
+        model = ":model",
+        tags = ["manual"],
+        weights = "checkpoint.safetensors",
+    )
     torch_program_from_pt2(
         name = "_converted",
         src = "archive.pt2",
@@ -324,10 +343,13 @@ def export_rule_test_suite(*, name):
         tags = ["manual"],
     )
     tests = []
-    for target, modules, mnemonic in [
-        ("_plain", [], "TorchExport"),
-        ("_custom", ["tests.rules.operators", "tests.rules.other_operators"], "TorchExport"),
-        ("_converted", ["tests.rules.operators"], "TorchProgramFromPt2"),
+    for target, modules, mnemonic, checkpoint in [
+        ("_plain", [], "TorchExport", ""),
+        ("_custom", ["tests.rules.operators", "tests.rules.other_operators"], "TorchExport", ""),
+        ("_converted", ["tests.rules.operators"], "TorchProgramFromPt2", ""),
+
+        # By the label that the BUILD file has, not by that of the rule which makes the file.
+        ("_weighed,once", [], "TorchExport", "//tests/rules:checkpoint.safetensors"),
     ]:
         _providers_test(
             name = "%s%s_providers" % (name, target),
@@ -336,6 +358,7 @@ def export_rule_test_suite(*, name):
         )
         _group_actions_test(
             name = "%s%s_group_actions" % (name, target),
+            checkpoint = checkpoint,
             mnemonic = mnemonic,
             target_under_test = ":" + target,
         )
