@@ -27,7 +27,8 @@ def data_path(label: str) -> Path:
 
     Args:
       label: the file's: `//PACKAGE:FILE`, or `@REPOSITORY//PACKAGE:FILE` for one of another
-        repository than the model's.
+        repository than the model's. Where there is a MODULE.bazel, the main module's own name is
+        none of a repository.
 
     Raises:
       ExportError: of the kind `INVALID_SPEC`; the text is no such label, or there is no such file.
@@ -44,19 +45,23 @@ def data_path(label: str) -> Path:
     if repository := match["repository"]:
         # As runfiles have them, and as actions have them.
         places = [PurePosixPath(repository, path), PurePosixPath("external", repository, path)]
-    for root in dict.fromkeys(["", *sys.path]):
+    roots = [Path(root).absolute() for root in dict.fromkeys(["", *sys.path])]
+    for root in roots:
         for place in places:
-            found = Path(root).absolute() / place
-            if found.exists():
-                return found
-        in_module = repository and _in_module(Path(root).absolute(), repository, path)
+            if (root / place).exists():
+                return root / place
+        in_module = repository and _in_module(root, repository, path)
         if in_module:
             return in_module
-    raise ExportError(
-        ExportErrorKind.INVALID_SPEC,
-        f"the file {label} is not there",
-        "list it in `data` of the torch_export or of the model's py_library",
-    )
+    advice = "list it in `data` of the torch_export or of the model's py_library"
+    if repository and any((root / path).exists() for root in roots):
+        # It may as well be a file of the other repository that is missing: this is not to be taken.
+        own = f"//{match['package']}:{match['name']}"
+        advice = (
+            f"write {own} if it is a file of the model's own repository, which has no name here; "
+            f"otherwise {advice}"
+        )
+    raise ExportError(ExportErrorKind.INVALID_SPEC, f"the file {label} is not there", advice)
 
 
 def _in_module(root: Path, module: str, path: PurePosixPath) -> Path | None:

@@ -35,6 +35,22 @@ def test_without_bazel_files_are_found_from_where_python_imports(
     assert data_path("//:top.json") == tmp_path / "top.json"
 
 
+def test_the_name_of_its_own_module_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where there is a MODULE.bazel, no file says what the main module is called.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "own.json").touch()
+    with pytest.raises(ExportError) as caught:
+        data_path("@shop//models:own.json")
+    assert caught.value.reason == "the file @shop//models:own.json is not there"
+    assert caught.value.advice == (
+        "write //models:own.json if it is a file of the model's own repository, which has no name "
+        "here; otherwise list it in `data` of the torch_export or of the model's py_library"
+    )
+
+
 @pytest.mark.parametrize(
     ("label", "reason"),
     [
