@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,13 @@ def _write_registry(registry: Path) -> Path:
     return registry
 
 
-def test_it_exports_tests_and_serves() -> None:
+@pytest.fixture(scope="module")
+def bazel() -> Iterator[NestedBazel]:
     repositories = _assembled_repositories()
     scratch = Path(os.environ["TEST_TMPDIR"])
     with NestedBazel(
         scratch,
+        "_main",
         "slipway~~python~python_site",
         "--enable_bzlmod",
         "--noenable_workspace",
@@ -62,5 +65,18 @@ def test_it_exports_tests_and_serves() -> None:
         f"--repository_cache={scratch / 'repository_cache'}",
         f"--registry=file://{_write_registry(scratch / 'registry')}",
         *(f"--override_module={name}={path}" for name, path in repositories.items()),
-    ) as bazel:
-        bazel.test_everything()
+    ) as started:
+        yield started
+
+
+def test_it_exports_tests_and_serves(bazel: NestedBazel) -> None:
+    bazel.test_everything()
+
+
+def test_servers_find_what_their_configurations_name(bazel: NestedBazel) -> None:
+    bazel.check_configurations()
+
+
+def test_the_command_for_a_baseline_can_be_run(bazel: NestedBazel) -> None:
+    # What modules call a repository is a name for `bazel run` with two @ only.
+    bazel.check_baseline_command("@@slipway~//program:cli")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import tomllib
 from pathlib import Path
 from types import TracebackType
 
@@ -30,11 +33,13 @@ class NestedBazel:
 
     Args:
       scratch: a folder for everything that it builds. Not under /tmp, which actions do not see.
+      main: the name that Bazel gives to the workspace among runfiles.
       python_site: the name that Bazel gives to the repository of Slipway's packages.
       *flags: for every command.
     """
 
-    def __init__(self, scratch: Path, python_site: str, *flags: str) -> None:
+    def __init__(self, scratch: Path, main: str, python_site: str, *flags: str) -> None:
+        self._main = main
         self._output_base = scratch / "output_base"
         self._flags = [
             "--color=no",
@@ -60,6 +65,31 @@ class NestedBazel:
         summary = self.run("test", "--test_output=errors", "--test_timeout=900", "//...")
         lines = [line for line in summary.splitlines() if " PASSED in " in line]
         assert sorted(line.split()[0] for line in lines) == TESTS
+
+    def check_configurations(self) -> None:
+        """Fails unless servers find what their configurations name, checked in or made."""
+        for server, tokens in (
+            ("server", "operators.tokens"),
+            ("server_of_made_configuration", "checked_in.tokens"),
+        ):
+            printed = self.run("run", f"//models:{server}", "--", "--check")
+            named = tomllib.loads(printed)["security"]["control_tokens"]
+            assert named.endswith(f"/models/{server}.runfiles/{self._main}/models/{tokens}")
+
+    def check_baseline_command(self, label: str) -> None:
+        """Fails unless the command that a failing test prints is for `label` and makes a baseline.
+
+        Args:
+          label: of the command line's binary, as the workspace has to call it.
+        """
+        bin_folder = Path(self.run("info", "bazel-bin").strip())
+        main = (bin_folder / "models/ranker_compatibility_test_main.py").read_text()
+        into = re.escape(" > models/ranker.contract.json")
+        command = re.search(rf"bazel run (\S+) -- baseline (\S+){into}", main)
+        assert command is not None, main
+        assert command[1] == label
+        program = Path(self.run("info", "execution_root").strip(), command[2])
+        assert json.loads(self.run("run", label, "--", "baseline", str(program)))
 
     def __enter__(self) -> NestedBazel:
         return self

@@ -15,6 +15,7 @@ from slipway.tests.external_workspace.nested_bazel import NestedBazel, repositor
 def bazel() -> Iterator[NestedBazel]:
     with NestedBazel(
         Path(os.environ["TEST_TMPDIR"]),
+        "warehouse",
         "python_site",
         f"--override_repository=bazel_skylib={repository('bazel_skylib/lib.bzl', 0)}",
         f"--override_repository=rules_python={repository('rules_python/python/defs.bzl', 1)}",
@@ -24,6 +25,14 @@ def bazel() -> Iterator[NestedBazel]:
 
 def test_it_exports_tests_and_serves(bazel: NestedBazel) -> None:
     bazel.test_everything()
+
+
+def test_servers_find_what_their_configurations_name(bazel: NestedBazel) -> None:
+    bazel.check_configurations()
+
+
+def test_the_command_for_a_baseline_can_be_run(bazel: NestedBazel) -> None:
+    bazel.check_baseline_command("@slipway//program:cli")
 
 
 def test_its_own_packages_can_stand_in_for_ours(bazel: NestedBazel) -> None:
