@@ -195,6 +195,11 @@ class Scheduler:
         return self._queue.count, self._queue.size
 
     @property
+    def instances(self) -> int:
+        """Returns how many batches run at the same time."""
+        return self._options.instances
+
+    @property
     def running(self) -> int:
         """Returns how many batches are being run."""
         return self._running

@@ -35,7 +35,7 @@ from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.serving.request_queue import PendingRequest
 from slipway.serving.routing import Route
-from slipway.serving.scheduler import Scheduler
+from slipway.serving.scheduler import Scheduler, SchedulingOptions
 from slipway.serving.server import InferenceServer
 from slipway.tests.serving.programs import write_affine
 
@@ -45,7 +45,9 @@ class Running:
 
     def __init__(self, root: Path) -> None:
         self.device_failed = threading.Event()
-        self.environment = Environment(on_device_failure=self.device_failed.set)
+        self.environment = Environment(
+            SchedulingOptions(instances=3), on_device_failure=self.device_failed.set
+        )
         loader = Loader(Host(Processors(1)), self.environment)
         routes = {"affine": Route(labels={"stable": 1, "next": 2})}
         self.server = InferenceServer(Repository(root, routes=routes), loader)
@@ -130,6 +132,13 @@ def test_a_version_is_ready_by_its_label_too(running: Running) -> None:
     running.server.load(lambda: False)
     versions = ("", "1", "stable", "2", "next", "other")
     assert [running.is_model_ready(version) for version in versions] == [True] * 3 + [False] * 3
+
+
+def test_the_configuration_says_how_many_batches_run_at_the_same_time(running: Running) -> None:
+    running.server.load(lambda: False)
+    data = running.call("ModelConfig", protocol.ModelConfigRequest(name="affine"))
+    config = protocol.ModelConfigResponse.FromString(data).config
+    assert [group.count for group in config.instance_group] == [3]
 
 
 def test_calls_whose_message_does_not_come_keep_nobody_waiting(running: Running) -> None:

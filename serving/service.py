@@ -125,7 +125,9 @@ class InferenceService:
 
     def model_config(self, request: protocol.ModelConfigRequest) -> protocol.ModelConfigResponse:
         model = self._repository.find(request.name, request.version)
-        config = model.signature.config(model.name, model.device, model.digest, model.execution)
+        config = model.signature.config(
+            model.name, model.device, model.digest, model.execution, model.scheduler.instances
+        )
         return protocol.ModelConfigResponse(config=config)
 
     def model_statistics(

@@ -77,7 +77,12 @@ class Signature:
         return response
 
     def config(
-        self, name: str, device: torch.device, digest: str, execution: Execution
+        self,
+        name: str,
+        device: torch.device,
+        digest: str,
+        execution: Execution,
+        instances: int = 1,
     ) -> protocol.ModelConfig:
         """Returns the configuration of a model called `name`, as Triton's clients read it.
 
@@ -86,6 +91,7 @@ class Signature:
           device: where it runs.
           digest: the program's identity.
           execution: whether compiled code runs it, and why.
+          instances: how many batches of it run at the same time.
         """
         skipped = 1 if self.max_batch_size else 0
         config = protocol.ModelConfig(
@@ -105,7 +111,7 @@ class Signature:
             config.output.add(
                 name=tensor.name, data_type=tensor.datatype.config, dims=tensor.shape[skipped:]
             )
-        group = config.instance_group.add(name=f"{name}_0", count=1)
+        group = config.instance_group.add(name=f"{name}_0", count=instances)
         if device.type == "cuda":
             group.kind = protocol.ModelInstanceGroup.KIND_GPU
             group.gpus.append(device.index or 0)
