@@ -22,6 +22,7 @@ from slipway.program.operators import (
     operator_name,
     operator_schema,
     resolve_operator,
+    subgraph_places,
 )
 from slipway.program.torch_types import from_torch, to_torch
 from slipway.proto import program_pb2 as pb
@@ -253,7 +254,11 @@ def _graph_module(
         if node.operator >= len(targets):
             raise CorruptProgramError(f"a node calls operator {node.operator} of {len(targets)}")
         target = targets[node.operator]
-        arguments = tuple(decoder.argument(item) for item in node.arguments)
+        places = subgraph_places(target)
+        arguments = tuple(
+            decoder.subgraph(item) if place in places else decoder.argument(item)
+            for place, item in enumerate(node.arguments)
+        )
         keywords = {
             _parameter_name(item.name): decoder.argument(item.value)
             for item in node.keyword_arguments
@@ -288,6 +293,13 @@ class _Decoder:
         self.subgraphs: list[fx.Node] = []
         self._device = device
 
+    def subgraph(self, message: pb.Argument) -> fx.Node:
+        if message.WhichOneof("kind") != "subgraph" or message.subgraph >= len(self.subgraphs):
+            raise CorruptProgramError(
+                "a node runs what is none of its graph's subgraphs; only those can be run"
+            )
+        return self.subgraphs[message.subgraph]
+
     def argument(self, message: pb.Argument) -> Any:
         match message.WhichOneof("kind"):
             case "value":
@@ -296,10 +308,6 @@ class _Decoder:
                         f"value {message.value} is used before it is computed"
                     )
                 return self.values[message.value]
-            case "subgraph":
-                if message.subgraph >= len(self.subgraphs):
-                    raise CorruptProgramError(f"there is no subgraph {message.subgraph}")
-                return self.subgraphs[message.subgraph]
             case "none":
                 return None
             case "boolean":
@@ -322,5 +330,10 @@ class _Decoder:
                 return _MEMORY_FORMAT_NAMES[message.memory_format]
             case "list":
                 return [self.argument(item) for item in message.list.arguments]
+            case "subgraph":
+                # As a value it could be run, or be handed on, where nobody looks for it.
+                raise CorruptProgramError(
+                    "a graph uses a subgraph as a value; only operators that run it may have it"
+                )
             case _:
                 raise CorruptProgramError("a node has an argument of an unknown kind")

@@ -15,13 +15,21 @@ from torch._functorch import predispatch
 
 from slipway.program.errors import CorruptProgramError, OperatorMismatchError
 
-__all__ = ["check_arguments", "operator_name", "operator_schema", "resolve_operator"]
+__all__ = [
+    "check_arguments",
+    "operator_name",
+    "operator_schema",
+    "resolve_operator",
+    "subgraph_places",
+]
 
 _NAMESPACES = frozenset({"aten", "prims"})
 
 # These reach outside the process, or give a tensor the memory of another, which nobody could
 # follow. No program has a use for them that we would want.
-_REFUSED = frozenset({"aten::_print", "aten::from_file", "aten::set", "aten::set_"})
+_REFUSED = frozenset(
+    {"aten::_print", "aten::from_file", "aten::set", "aten::set_", "aten::set_data"}
+)
 
 _NAME = re.compile(r"([a-z][a-z0-9_]*)::([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)")
 
@@ -60,18 +68,16 @@ _PYTHON_FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 _PYTHON_NAMES = {function: name for name, function in _PYTHON_FUNCTIONS.items()}
 
-# Operators that run subgraphs.
-_CONTROL_FLOW = frozenset(
-    {
-        "associative_scan",
-        "cond",
-        "map_impl",
-        "scan",
-        "while_loop",
-        "wrap_with_autocast",
-        "wrap_with_set_grad_enabled",
-    }
-)
+# Operators that run subgraphs, and which of their arguments those are.
+_CONTROL_FLOW: dict[str, tuple[int, ...]] = {
+    "associative_scan": (0,),
+    "cond": (1, 2),
+    "map_impl": (0,),
+    "scan": (0,),
+    "while_loop": (0, 1),
+    "wrap_with_autocast": (4,),
+    "wrap_with_set_grad_enabled": (1,),
+}
 
 # What tracing leaves of torch.vmap, and of operators that are built on it.
 _VMAP = frozenset(
@@ -134,6 +140,17 @@ def resolve_operator(
     if isinstance(target, torch._ops.OpOverload) and str(target._schema) != schema:
         _check_compatible(target, schema)
     return target
+
+
+def subgraph_places(target: Callable[..., Any]) -> tuple[int, ...]:
+    """Returns which arguments of an operator are the subgraphs that it runs.
+
+    Args:
+      target: as `resolve_operator` gave it.
+    """
+    if not isinstance(target, torch._ops.HigherOrderOperator):
+        return ()
+    return _CONTROL_FLOW[target._name]
 
 
 # In torch's calls these are integers too, and one that stands for nothing ends the process.
