@@ -25,6 +25,7 @@ from slipway.program.operators import (
     subgraph_places,
 )
 from slipway.program.torch_types import from_torch, to_torch
+from slipway.program.vmap import check_nesting
 from slipway.proto import program_pb2 as pb
 
 __all__ = ["GraphEncodingError", "OperatorTable", "graph_from_proto", "graph_to_proto"]
@@ -273,6 +274,7 @@ def _graph_module(
     if message.single_output and len(results) != 1:
         raise CorruptProgramError(f"a subgraph with one output has {len(results)}")
     graph.output(results[0] if message.single_output else results)
+    check_nesting(graph)
     try:
         return fx.GraphModule(root, graph)
     except (AttributeError, IndexError, KeyError, NameError, SyntaxError, TypeError) as error:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._functorch import predispatch
 
 from slipway.program.errors import CorruptProgramError, OperatorMismatchError
+from slipway.program.vmap import VMAP_STEPS
 
 __all__ = [
     "check_arguments",
@@ -66,7 +66,8 @@ _PYTHON_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "python::sym_sum": torch.sym_sum,
     "python::sym_sqrt": torch._sym_sqrt,  # type: ignore[attr-defined]
 }
-_PYTHON_NAMES = {function: name for name, function in _PYTHON_FUNCTIONS.items()}
+_FUNCTIONS = {**_PYTHON_FUNCTIONS, **VMAP_STEPS}
+_FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
 
 # Operators that run subgraphs, and which of their arguments those are.
 _CONTROL_FLOW: dict[str, tuple[int, ...]] = {
@@ -78,17 +79,6 @@ _CONTROL_FLOW: dict[str, tuple[int, ...]] = {
     "wrap_with_autocast": (4,),
     "wrap_with_set_grad_enabled": (1,),
 }
-
-# What tracing leaves of torch.vmap, and of operators that are built on it.
-_VMAP = frozenset(
-    {
-        "_add_batch_dim",
-        "_remove_batch_dim",
-        "_vmap_decrement_nesting",
-        "_vmap_increment_nesting",
-        "lazy_load_decompositions",
-    }
-)
 
 
 def operator_name(target: object, custom_ops: Collection[str] = ()) -> str:
@@ -107,11 +97,8 @@ def operator_name(target: object, custom_ops: Collection[str] = ()) -> str:
         return name
     if isinstance(target, torch._ops.HigherOrderOperator) and target._name in _CONTROL_FLOW:
         return f"control::{target._name}"
-    function = getattr(target, "__name__", "")
-    if getattr(target, "__module__", "") == predispatch.__name__ and function in _VMAP:
-        return f"vmap::{function}"
     try:
-        return _PYTHON_NAMES[target]  # type: ignore[index]
+        return _FUNCTION_NAMES[target]  # type: ignore[index]
     except (KeyError, TypeError):
         raise OperatorMismatchError(f"a program cannot call {target!r}") from None
 
@@ -216,8 +203,8 @@ def _check_allowed(name: str, custom_ops: Collection[str]) -> tuple[str, str, st
 
 
 def _lookup(name: str, custom_ops: Collection[str]) -> Callable[..., Any]:
-    if name in _PYTHON_FUNCTIONS:
-        return _PYTHON_FUNCTIONS[name]
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name]
     namespace, _, base = name.partition("::")
     if namespace == "control" and base in _CONTROL_FLOW:
         # Registers them; a program without control flow need not wait for it.
@@ -225,9 +212,6 @@ def _lookup(name: str, custom_ops: Collection[str]) -> Callable[..., Any]:
 
         control: Callable[..., Any] = getattr(torch.ops.higher_order, base)
         return control
-    if namespace == "vmap" and base in _VMAP:
-        step: Callable[..., Any] = getattr(predispatch, base)
-        return step
     namespace, base, overload = _check_allowed(name, custom_ops)
     packet = getattr(getattr(torch.ops, namespace), base, None)
     target = getattr(packet, overload, None)

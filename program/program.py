@@ -31,6 +31,7 @@ from slipway.program.shards import Verification
 from slipway.program.torch_types import is_fresh
 from slipway.program.trees import StructureError
 from slipway.program.version import VERSION
+from slipway.program.vmap import leaving_nesting
 from slipway.program.weights import SHARD_BYTES, read_weights, write_weights
 from slipway.proto import program_pb2 as pb
 
@@ -62,7 +63,7 @@ class Method:
         self.contract = contract
         self.device = device
         self._graph_module = module
-        self._forward = self._graph_module.forward
+        self._forward = leaving_nesting(module)
         self._engine: Engine | None = None
         _check_outputs(contract, graph)
         # The graph's inputs in its own order: weights in place, and where the call's tensors go.
