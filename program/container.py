@@ -20,13 +20,34 @@ from slipway.program.errors import (
 )
 from slipway.proto import program_pb2 as pb
 
-__all__ = ["PROGRAM_FILE", "Container", "load_contracts", "read_container", "write_container"]
+__all__ = [
+    "PROGRAM_FILE",
+    "Container",
+    "check_section_size",
+    "load_contracts",
+    "read_container",
+    "write_container",
+]
 
 PROGRAM_FILE = "program.pb"
 SOURCES_FILE = "sources.pb"
 
 _MAXIMUM_BYTES = 2**31 - 1
 """Protobuf's own limit on a message."""
+
+_MAXIMUM_SECTIONS = {
+    "contract": 2**20,
+    "graph": 2**25,
+    "weights": 2**26,
+    "cases": 2**26,
+    "sources": 2**26,
+}
+"""How many bytes a section may have.
+
+What a section costs its reader grows with it, to ten seconds and a gigabyte at these sizes. Real
+ones are far smaller: a thousand tensors in and out are 200 kB of contract, and a language model of
+a hundred layers is 1 MB of graph.
+"""
 
 # The ledger of versions is in program.proto.
 _VERSIONS = {"container": (1, 0), "contract_language": (1, 1), "operator_dialect": (1, 0)}
@@ -71,7 +92,7 @@ class Container:
           CorruptProgramError: the section does not describe contracts.
         """
         message = pb.ProgramContract()
-        _parse(message, self.contract, "contract section")
+        self._parse_section(message, "contract")
         relations = [list(item.relations) for item in self.sources_index().methods]
         relations += [[]] * (len(message.methods) - len(relations))
         contracts = [
@@ -86,26 +107,32 @@ class Container:
     def graphs(self) -> pb.ProgramGraph:
         """Returns the parsed graph section. Raises: CorruptProgramError."""
         message = pb.ProgramGraph()
-        _parse(message, self.graph, "graph section")
+        self._parse_section(message, "graph")
         return message
 
     def weights_index(self) -> pb.WeightsIndex:
         """Returns the parsed weights section. Raises: CorruptProgramError."""
         message = pb.WeightsIndex()
-        _parse(message, self.weights, "weights section")
+        self._parse_section(message, "weights")
         return message
 
     def cases_index(self) -> pb.ProgramCases:
         """Returns the parsed cases section. Raises: CorruptProgramError."""
         message = pb.ProgramCases()
-        _parse(message, self.cases, "cases section")
+        self._parse_section(message, "cases")
         return message
 
     def sources_index(self) -> pb.Sources:
         """Returns the parsed sources; empty where there are none. Raises: CorruptProgramError."""
         message = pb.Sources()
+        check_section_size("sources", len(self.sources))
         _parse(message, self.sources, SOURCES_FILE)
         return message
+
+    def _parse_section(self, message: Message, name: str) -> None:
+        data: bytes = getattr(self, name)
+        check_section_size(name, len(data))
+        _parse(message, data, f"{name} section")
 
     def _message(self) -> pb.Program:
         message = pb.Program(
@@ -136,6 +163,21 @@ def _read(path: Path) -> bytes:
     if status.st_size > _MAXIMUM_BYTES:
         raise CorruptProgramError(f"{path} is larger than a protobuf message may be")
     return path.read_bytes()
+
+
+def check_section_size(name: str, size: int) -> None:
+    """Raises CorruptProgramError if a section is larger than readers take.
+
+    Args:
+      name: of the section: `contract`, `graph`, `weights`, `cases` or `sources`.
+      size: in bytes.
+    """
+    largest = _MAXIMUM_SECTIONS[name]
+    if size > largest:
+        raise CorruptProgramError(
+            f"the {name} section has {size} bytes; {largest} are allowed, far more than programs "
+            "have: make it with `torch_export`, or split the model into several"
+        )
 
 
 def _parse(
@@ -179,8 +221,10 @@ def write_container(directory: Path, container: Container) -> None:
     """Writes program.pb, and sources.pb if there are any, into a directory that exists.
 
     Raises:
-      ProgramError: it would be larger than a protobuf message may be.
+      ProgramError: it, or a section, would be larger than readers take.
     """
+    for name in _MAXIMUM_SECTIONS:
+        check_section_size(name, len(getattr(container, name)))
     data = container._message().SerializeToString(deterministic=True)
     if len(data) > _MAXIMUM_BYTES:
         raise ProgramError(

@@ -301,3 +301,23 @@ print(sorted({"torch", "numpy", "sympy"} & sys.modules.keys()))
         check=False,
     )
     assert (done.stdout, done.stderr) == ("64\n[]\n", "")
+
+
+@pytest.mark.parametrize("section", ["contract", "graph", "weights", "cases", "sources"])
+def test_a_section_that_is_too_large_is_not_even_parsed(section: str) -> None:
+    large = replace(container(CONTRACT), **{section: bytes(2**26 + 1)})  # type: ignore[arg-type]
+    read = {
+        "contract": large.contracts,
+        "graph": large.graphs,
+        "weights": large.weights_index,
+        "cases": large.cases_index,
+        "sources": large.sources_index,
+    }
+    with pytest.raises(CorruptProgramError, match=f"the {section} section has 67108865 bytes"):
+        read[section]()
+
+
+def test_a_program_that_nobody_would_read_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ProgramError, match="the graph section has"):
+        write_container(tmp_path, replace(container(CONTRACT), graph=bytes(2**25 + 1)))
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from slipway.program.batching import Batching, check_batching
-from slipway.program.errors import ContractViolation
+from slipway.program.errors import ContractViolation, CorruptProgramError
 from slipway.program.expressions import (
     Condition,
     Constant,
@@ -26,6 +26,7 @@ from slipway.program.expressions import (
     linear_form,
 )
 from slipway.program.scalar_types import ScalarType
+from slipway.program.sizes import Interval, SizeError, check_magnitude, interval_of
 from slipway.program.trees import Tree
 
 __all__ = [
@@ -73,6 +74,11 @@ class Symbol:
     def allowed(self) -> str:
         """Returns the range as a reader would write it: `1..64`."""
         return f"{self.minimum}..{'' if self.maximum is None else self.maximum}"
+
+    @property
+    def interval(self) -> Interval:
+        """Returns the range as a pair; its end is infinity where there is no bound."""
+        return self.minimum, math.inf if self.maximum is None else self.maximum
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +147,7 @@ class Contract:
 
     Raises:
       UnboundSymbolError: no input's shape determines one of the symbols.
+      SizeError: a size can become too large a number, or an output can have no size at all.
       BatchingError: `batching` does not go with the rest.
     """
 
@@ -158,6 +165,7 @@ class Contract:
     batching: Batching | None = None
 
     def __post_init__(self) -> None:
+        _check_sizes(self)
         self._check  # noqa: B018  (a contract that cannot be checked must not come to be)
         if self.batching is not None:
             check_batching(self, self.batching)
@@ -175,6 +183,10 @@ class Contract:
     @cached_property
     def _check(self) -> Callable[[TensorInputs], tuple[int, ...] | None]:
         return _compile_check(self)
+
+    def binding(self, inputs: TensorInputs) -> tuple[int, ...] | None:
+        """Returns the value of each symbol that a call's shapes imply; None if it is not legal."""
+        return self._check(inputs)
 
     def check(self, inputs: TensorInputs) -> tuple[int, ...]:
         """Returns the value of each symbol that the inputs' shapes imply.
@@ -205,13 +217,58 @@ class Contract:
         return all(holds(item.condition, binding) for item in self.relations)
 
     def output_shapes(self, binding: Sequence[int]) -> dict[str, tuple[int | None, ...]]:
-        """Returns the shape of each tensor output; None for a size that depends on data."""
-        return {
-            name: tuple(
-                None if isinstance(size, Unknown) else size.evaluate(binding) for size in spec.shape
-            )
-            for name, spec in self.tensor_outputs.items()
-        }
+        """Returns the shape of each tensor output; None for a size that depends on data.
+
+        Raises:
+          CorruptProgramError: a size divides by zero, as that of no program does that tracing gave.
+        """
+        try:
+            return {
+                name: tuple(
+                    None if isinstance(size, Unknown) else size.evaluate(binding)
+                    for size in spec.shape
+                )
+                for name, spec in self.tensor_outputs.items()
+            }
+        except ZeroDivisionError:
+            raise CorruptProgramError(
+                f"an output of method '{self.method}' has a size that divides by zero for a call "
+                f"that the contract allows, with the symbols {list(binding)}; export it again"
+            ) from None
+
+
+def _check_sizes(contract: Contract) -> None:
+    """Raises SizeError for a size that can become too large, and for an output that has none.
+
+    An output has no size if it can be seen from the symbols' ranges that no call gives it one.
+    """
+    ranges = [symbol.interval for symbol in contract.symbols]
+    for name, spec in contract.tensor_inputs.items():
+        for dimension, size in enumerate(spec.shape):
+            _check_size(size, f"input '{name}' dimension {dimension}")
+    for output in contract.outputs:
+        if output.integer is not None:
+            _check_size(output.integer, f"output '{output.name}'", ranges)
+        for dimension, size in enumerate(output.tensor.shape if output.tensor else ()):
+            where = f"output '{output.name}' dimension {dimension}"
+            _, high = _check_size(size, where, ranges)
+            if high < 0:
+                raise SizeError(f"{where}: it is negative, whatever a call is")
+    for number, relation in enumerate(contract.relations):
+        _check_size(relation.condition, f"relation {number}")
+
+
+def _check_size(
+    size: Expression | Condition, where: str, ranges: Sequence[Interval] | None = None
+) -> Interval:
+    """Returns in what range a size is; anything, where there are no ranges to tell it from."""
+    try:
+        check_magnitude(size)
+        if ranges is None or isinstance(size, Condition):
+            return -math.inf, math.inf
+        return interval_of(size, ranges)
+    except SizeError as error:
+        raise SizeError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +334,7 @@ def _compile_check(contract: Contract) -> Callable[[TensorInputs], tuple[int, ..
             positions[item.input],
             item.dimension,
             None if (item.factor, item.offset) == (1, 0) else (item.factor, item.offset),
-            contract.symbols[item.symbol].minimum,
-            _upper_bound(contract.symbols[item.symbol]),
+            *contract.symbols[item.symbol].interval,
         )
         for item in binders
     ]
@@ -334,8 +390,3 @@ def _compile_check(contract: Contract) -> Callable[[TensorInputs], tuple[int, ..
         return tuple(values)
 
     return check
-
-
-def _upper_bound(symbol: Symbol) -> float:
-    """Returns a symbol's maximum, or infinity, which is larger than every integer."""
-    return math.inf if symbol.maximum is None else symbol.maximum

@@ -269,6 +269,6 @@ def test_expressions_of_every_kind_survive() -> None:
         Modulo(A, Constant(3)),
     ]
     for kind in kinds:
-        outputs = (OutputSpec("out", TensorSpec(ScalarType.INT8, (kind,))),)
+        outputs = (OutputSpec("out", integer=kind),)
         message = contract_to_proto(replace(SMALL, outputs=outputs))
         assert contract_from_proto(message).outputs == outputs

@@ -10,7 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from slipway.program.container import PROGRAM_FILE, Container, read_container
+from slipway.program.container import (
+    PROGRAM_FILE,
+    Container,
+    check_section_size,
+    read_container,
+)
 from slipway.program.contract import Contract
 from slipway.program.contract_codec import contract_from_proto
 from slipway.program.errors import CorruptProgramError, UnsupportedVersionError
@@ -113,6 +118,7 @@ def _contracts_of_baseline(data: bytes) -> dict[str, Contract]:
         message = json_format.ParseDict(document, pb.ProgramContract(), ignore_unknown_fields=True)
     except (json_format.ParseError, RecursionError, UnicodeError) as error:
         raise CorruptProgramError(f"its contracts are malformed: {error}") from error
+    check_section_size("contract", message.ByteSize())
     contracts = {item.method: contract_from_proto(item) for item in message.methods}
     if not contracts or len(contracts) != len(message.methods):
         raise CorruptProgramError("it must have methods, each of another name")

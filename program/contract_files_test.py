@@ -17,7 +17,7 @@ from slipway.program.contract import Contract, InputSpec, OutputSpec, Relation, 
 from slipway.program.contract_codec import contract_to_proto
 from slipway.program.contract_files import baseline_text, read_contract_file
 from slipway.program.errors import CorruptProgramError, ProgramError, UnsupportedVersionError
-from slipway.program.expressions import Comparison, Constant, Modulo, SymbolReference, Unknown
+from slipway.program.expressions import Add, Comparison, Constant, Modulo, SymbolReference, Unknown
 from slipway.program.scalar_types import ScalarType
 from slipway.program.trees import Kind, Tree
 from slipway.proto import program_pb2 as pb
@@ -36,7 +36,9 @@ CONTRACT = Contract(
     ),
     input_tree=Tree(Kind.TUPLE, (Tree(Kind.TUPLE, (LEAF,) * 5), Tree(Kind.DICT))),
     parameters=("x", "limit", "none", "no", "large"),
-    outputs=(OutputSpec("out", TensorSpec(ScalarType.BOOL, (Unknown(), Constant(-1)))),),
+    outputs=(
+        OutputSpec("out", TensorSpec(ScalarType.BOOL, (Unknown(), Add((BATCH, Constant(-1)))))),
+    ),
     output_tree=Tree(Kind.DICT, (LEAF,), ("out",)),
     relations=(Relation(Comparison("==", Modulo(BATCH, Constant(2)), Constant(0))),),
     batch_symbol=0,

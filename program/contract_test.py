@@ -20,7 +20,7 @@ from slipway.program.contract import (
     TensorSpec,
     UnboundSymbolError,
 )
-from slipway.program.errors import ContractViolation, Violation
+from slipway.program.errors import ContractViolation, CorruptProgramError, Violation
 from slipway.program.explanation import explain
 from slipway.program.expressions import (
     Add,
@@ -40,6 +40,7 @@ from slipway.program.expressions import (
     Unknown,
 )
 from slipway.program.scalar_types import ScalarType
+from slipway.program.sizes import SizeError
 from slipway.program.trees import Kind, Tree
 
 Call = dict[str, tuple[ScalarType, Sequence[int]]]
@@ -475,3 +476,73 @@ def test_a_callers_own_words_cannot_break_a_line_or_fill_a_log() -> None:
         contract.check(call)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 300
+
+
+# Contracts that nobody has ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (FloorDivide(A, Constant(0)), "divides by zero"),
+        (Modulo(A, Add((B, Constant(-3)))), "divides by zero"),
+        (Add((Constant(1), FloorDivide(A, Minimum((Constant(0), A))))), "divides by zero"),
+        (Constant(-1), "is negative"),
+        (Add((A, Constant(-65))), "is negative"),
+        (Multiply((Constant(-2), A)), "is negative"),
+        (Minimum((Constant(-1), A)), "is negative"),
+    ],
+)
+def test_an_output_that_can_have_no_size_is_found_at_once(size: Expression, message: str) -> None:
+    spec = TensorSpec(ScalarType.INT8, (Constant(2), size))
+    symbols = [BATCH, Symbol("b", 3, 3)]
+    with pytest.raises(SizeError, match=f"output 'out' dimension 1.*{message}"):
+        contract_of(symbols, {"x": [A, B]}, outputs=[OutputSpec("out", spec)])
+
+
+def test_an_integer_may_be_negative_but_not_divided_by_zero() -> None:
+    symbols = [BATCH]
+    contract_of(symbols, {"x": [A]}, outputs=[OutputSpec("out", integer=Constant(-1))])
+    with pytest.raises(SizeError, match="output 'out': it divides by zero"):
+        divided = OutputSpec("out", integer=FloorDivide(A, Constant(0)))
+        contract_of(symbols, {"x": [A]}, outputs=[divided])
+
+
+def test_an_output_that_has_no_size_for_a_legal_call_is_the_programs_fault() -> None:
+    spec = TensorSpec(ScalarType.INT8, (FloorDivide(Constant(6), A),))
+    contract = contract_of([Symbol("a", 0, 8)], {"x": [A]}, outputs=[OutputSpec("out", spec)])
+    assert contract.output_shapes((2,)) == {"out": (3,)}
+    with pytest.raises(CorruptProgramError, match="'forward' has a size that divides by zero"):
+        contract.output_shapes((0,))
+
+
+@pytest.mark.parametrize(
+    "size", [Multiply((A,) * 15), Multiply((A, *[Constant(2**62)] * 14)), Constant(2**900)]
+)
+def test_a_number_that_no_size_can_be_is_refused(size: Expression) -> None:
+    relation = Comparison("==", Modulo(size, Constant(2)), Constant(0))
+    with pytest.raises(SizeError, match=r"input 'y' dimension 0.* bits; 900 are allowed"):
+        contract_of([BATCH], {"x": [A], "y": [size]})
+    with pytest.raises(SizeError, match=r"relation 0.* bits; 900 are allowed"):
+        contract_of([BATCH], {"x": [A]}, [relation])
+
+
+def test_the_largest_product_is_told_in_full() -> None:
+    contract = contract_of([BATCH], {"x": [A], "y": [Multiply((A,) * 14)]})
+    assert contract.check(call_of(x=[2], y=[2**14])) == (2,)
+    _, size = violations_of(contract, x=[2**63 - 1], y=[1])
+    assert size.allowed is not None
+    assert size.allowed.startswith(str((2**63 - 1) ** 14))
+
+
+def test_a_call_that_breaks_thousands_of_relations_is_explained_in_bounded_time() -> None:
+    symbols = [SymbolReference(index, f"s{index}") for index in range(1000)]
+    pairs = zip(symbols, [*symbols[1:], symbols[0]], strict=True)
+    contract = contract_of(
+        [Symbol(item.name, 1, None) for item in symbols],
+        {"x": symbols},
+        [Comparison("<=", Add(pair), Constant(100)) for pair in pairs] * 5,
+    )
+    started = timeit.default_timer()
+    assert len(violations_of(contract, x=[10**12] * 1000)) == 5000
+    assert timeit.default_timer() - started < 20

@@ -13,8 +13,10 @@ from slipway.program.errors import Violation
 from slipway.program.expressions import (
     Constant,
     Expression,
+    Values,
     compile_condition,
     symbols_of,
+    weight_of,
 )
 
 __all__ = ["explain"]
@@ -27,6 +29,13 @@ _SHOWN_SIZES = 16
 
 _SEARCH_DISTANCE = 4096
 """How far from the value given to look for the nearest legal one."""
+
+_STEPS = 1 << 21
+"""How many parts of relations may be evaluated to find nearest legal values, some 0.2 s of them.
+
+The relations of programs have a dozen parts each; those that someone has crafted may have so many
+that nobody would wait. Then some violations name no nearest value.
+"""
 
 
 def explain(contract: Contract, inputs: TensorInputs) -> list[Violation]:
@@ -41,6 +50,16 @@ class _Explanation:
     violations: list[Violation] = field(default_factory=list)
     values: dict[int, int] = field(default_factory=dict)  # symbols bound so far, even illegally
     refused: set[int] = field(default_factory=set)  # symbols whose value is already complained of
+    steps: int = _STEPS
+
+    def __post_init__(self) -> None:
+        # For each symbol the relations that mention it: all their symbols, the test, and its cost.
+        self._relations: dict[int, list[tuple[set[int], Callable[[Values], bool], int]]] = {}
+        for relation in self.contract.relations:
+            mentioned = {item.index for item in symbols_of(relation.condition)}
+            entry = mentioned, compile_condition(relation.condition), weight_of(relation.condition)
+            for index in mentioned:
+                self._relations.setdefault(index, []).append(entry)
 
     def run(self) -> list[Violation]:
         self._check_names()
@@ -211,13 +230,12 @@ class _Explanation:
             )
 
     def _check_relations(self, binders: Sequence[Binder]) -> None:
-        values = [self.values.get(index, 0) for index in range(len(self.contract.symbols))]
         for relation in self.contract.relations:
             indices = sorted({item.index for item in symbols_of(relation.condition)})
             if any(index not in self.values or index in self.refused for index in indices):
                 continue
             try:
-                if compile_condition(relation.condition)(values):
+                if compile_condition(relation.condition)(self.values):
                     continue
             except ZeroDivisionError:
                 pass  # then it does not hold
@@ -263,6 +281,8 @@ class _Explanation:
         That is one value, or one on each side where what was given lies between `value` and the
         next; none where nothing legal is within reach.
         """
+        if self.steps <= 0:
+            return []
         symbol = self.contract.symbols[index]
         lowest = symbol.minimum
         highest = symbol.maximum if symbol.maximum is not None else max(value, lowest) * 2 + 1
@@ -279,19 +299,30 @@ class _Explanation:
         return found if between else sorted(found, key=lambda item: abs(item - value))[:1]
 
     def _legality(self, index: int) -> Callable[[int], bool]:
-        """Returns whether a value of one symbol satisfies the relations, given the others."""
-        known = {*self.values, index}
-        relevant = []
-        for relation in self.contract.relations:
-            mentioned = {item.index for item in symbols_of(relation.condition)}
-            if index in mentioned and mentioned <= known:
-                relevant.append(compile_condition(relation.condition))
-        values = [self.values.get(other, 0) for other in range(len(self.contract.symbols))]
+        """Returns whether a value of one symbol satisfies the relations, given the others.
+
+        Where there are no steps left to find out, it does not.
+        """
+        relevant = [
+            item
+            for item in self._relations.get(index, [])
+            if all(other == index or other in self.values for other in item[0])
+        ]
+        tests = [test for _, test, _ in relevant]
+        weight = sum(weight for _, _, weight in relevant)
+        self.steps -= weight  # of looking for them
+        others = set[int]().union(*(mentioned for mentioned, _, _ in relevant)) - {index}
+        values = {other: self.values[other] for other in others}
 
         def legal(candidate: int) -> bool:
+            if not tests:
+                return True
+            self.steps -= weight
+            if self.steps <= 0:
+                return False
             values[index] = candidate
             try:
-                return all(holds(values) for holds in relevant)
+                return all(holds(values) for holds in tests)
             except ZeroDivisionError:
                 return False
 
@@ -299,15 +330,14 @@ class _Explanation:
 
     def _legal(self, indices: Sequence[int]) -> bool:
         """Returns whether nothing is wrong with the values that the call gives these symbols."""
-        return all(
+        return self.steps > 0 and all(
             index not in self.refused and self._legality(index)(self.values[index])
             for index in indices
         )
 
     def _evaluate(self, size: Expression) -> int | None:
-        values = [self.values.get(index, 0) for index in range(len(self.contract.symbols))]
         try:
-            return size.evaluate(values)
+            return size.evaluate(self.values)
         except ZeroDivisionError:
             return None
 

@@ -7,7 +7,7 @@ functions once, so that checking a request does not walk it again.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -26,15 +26,19 @@ __all__ = [
     "Negation",
     "SymbolReference",
     "Unknown",
+    "Values",
+    "children_of",
     "compile_condition",
     "compile_expression",
     "holds",
     "linear_form",
+    "parts_of",
     "symbols_of",
+    "weight_of",
 ]
 
-Values = Sequence[int]
-"""The value of each symbol of a contract, by the symbol's index."""
+Values = Sequence[int] | Mapping[int, int]
+"""The values of a contract's symbols, by their indices; of those, at least, that matter."""
 
 
 class Expression:
@@ -211,7 +215,8 @@ class Negation(Condition):
         return f"not ({self.condition})"
 
 
-def _children(node: Expression | Condition) -> tuple[Expression | Condition, ...]:
+def children_of(node: Expression | Condition) -> tuple[Expression | Condition, ...]:
+    """Returns what an expression or a condition is made of, left to right."""
     match node:
         case Add(operands) | Multiply(operands) | Minimum(operands) | Maximum(operands):
             return operands
@@ -225,12 +230,23 @@ def _children(node: Expression | Condition) -> tuple[Expression | Condition, ...
             return ()
 
 
+def parts_of(node: Expression | Condition) -> Iterator[Expression | Condition]:
+    """Yields `node` and all that it is made of, left to right."""
+    waiting = [node]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        waiting += reversed(children_of(part))
+
+
 def symbols_of(node: Expression | Condition) -> Iterator[SymbolReference]:
     """Yields every reference to a symbol below `node`, left to right, repeats included."""
-    if isinstance(node, SymbolReference):
-        yield node
-    for child in _children(node):
-        yield from symbols_of(child)
+    return (part for part in parts_of(node) if isinstance(part, SymbolReference))
+
+
+def weight_of(node: Expression | Condition) -> int:
+    """Returns of how many parts an expression or a condition consists, itself included."""
+    return sum(1 for _ in parts_of(node))
 
 
 def linear_form(expression: Expression) -> tuple[int, SymbolReference, int] | None:

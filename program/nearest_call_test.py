@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timeit
 from collections.abc import Sequence
 
 from hypothesis import given, settings
@@ -82,3 +83,19 @@ def test_what_is_named_is_legal(shape: list[int], divisor: int) -> None:
     found = near(contract, *shape)
     assert found is not None
     contract.check({"x": (ScalarType.FLOAT32, found)})
+
+
+def test_offsets_may_be_larger_than_floats() -> None:
+    large = Constant(2**850)
+    contract = of([Add((Multiply((EIGHT, A)), large))], [Symbol("a", 1, 4)])
+    assert near(contract, 3) == (8 + 2**850,)
+
+
+def test_the_search_ends_where_all_sizes_are_fixed_or_a_try_takes_long() -> None:
+    symbols = [SymbolReference(index, f"s{index}") for index in range(3000)]
+    never = Comparison("==", Add(tuple(symbols)), Constant(0))
+    for maximum in (1, 1000):
+        contract = of(symbols, [Symbol(item.name, 1, maximum) for item in symbols], never)
+        started = timeit.default_timer()
+        assert near(contract, *(1 for _ in symbols)) is None
+        assert timeit.default_timer() - started < 20

@@ -24,7 +24,7 @@ from slipway.program.errors import (
     ProgramError,
     Violation,
 )
-from slipway.program.graph_codec import graph_from_proto
+from slipway.program.graph_codec import check_graph_size, graph_from_proto
 from slipway.program.mutation import possibly_mutated_inputs
 from slipway.program.scalar_types import ScalarType
 from slipway.program.shards import Verification
@@ -280,6 +280,7 @@ class Program:
             raise CorruptProgramError(
                 f"the program has {len(contracts)} contracts and {len(graphs.methods)} graphs"
             )
+        check_graph_size(graphs)
         self._graphs = graphs
         self._weights = dict(weights)
         self._torch_version = torch_version

@@ -572,6 +572,19 @@ def test_a_hostile_graph_is_corrupt(
     assert str(saved) in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["nodes", "inputs", "outputs", "subgraphs"])
+def test_a_graph_that_is_larger_than_any_is_refused_before_it_is_built(
+    saved: Path, part: str
+) -> None:
+    def change(index: pb.WeightsIndex, graph: pb.ProgramGraph) -> None:
+        items = getattr(graph.methods[0], part)
+        items.extend([type(items.add())()] * (2**12 if part == "subgraphs" else 2**18))
+
+    rewrite(saved, change)
+    with pytest.raises(CorruptProgramError, match="262144 and 4096 are allowed"):
+        load(saved)
+
+
 @pytest.mark.parametrize(
     "name", ["", "a b", "class", "out = __import__('os').abort(), x", "a=1", "a,b", "a\n"]
 )
