@@ -28,8 +28,15 @@ from slipway.program.expressions import (
     Unknown,
     linear_form,
 )
-from slipway.program.implication import Answer, Domain, Finding, normal_form
-from slipway.program.polynomials import bounds, divides_safely, polynomial
+from slipway.program.implication import (
+    TOO_MUCH,
+    Answer,
+    Domain,
+    Finding,
+    is_small,
+    normal_form,
+)
+from slipway.program.polynomials import polynomial
 from slipway.program.python_interface import python_clauses
 from slipway.program.substitution import (
     Place,
@@ -39,6 +46,7 @@ from slipway.program.substitution import (
     substituted_condition,
     translation,
 )
+from slipway.program.work import Work
 
 __all__ = ["compare"]
 
@@ -46,18 +54,22 @@ __all__ = ["compare"]
 def compare(old: Mapping[str, Contract], new: Mapping[str, Contract]) -> Differences:
     """Compares the contracts of two programs, by method, from the view of a client of `old`."""
     methods: dict[str, tuple[Clause, ...]] = {}
+    work = Work()
     for name, contract in old.items():
         if name not in new:
             methods[name] = (
                 Clause(Verdict.INCOMPATIBLE, f"method '{name}'", "there", "", "clients call it"),
             )
         else:
-            methods[name] = tuple(_MethodComparison(contract, new[name]).clauses())
+            methods[name] = tuple(_MethodComparison(contract, new[name], work).clauses())
     for name in new:
         if name not in old:
             methods[name] = (Clause(Verdict.WIDENED, f"method '{name}'", "", "there"),)
     return Differences(methods)
 
+
+_SHOWN_SYMBOLS = 16
+"""How many symbols of a call are shown."""
 
 _NOWHERE = Finding(Answer.UNDECIDED)
 """The finding on a condition that cannot even be stated in the other contract's symbols."""
@@ -66,9 +78,9 @@ _NOWHERE = Finding(Answer.UNDECIDED)
 class _View:
     """What `provider` requires of the calls that `client` allows, in the client's symbols."""
 
-    def __init__(self, client: Contract, provider: Contract) -> None:
+    def __init__(self, client: Contract, provider: Contract, work: Work) -> None:
         self.client = client
-        self.domain = Domain(client.symbols, tuple(_assumptions(client)))
+        self.domain = Domain(client.symbols, tuple(_assumptions(client)), work)
         self.meaning, self._binding = translation(provider, client.tensor_inputs)
         self._sizes = dict(places(provider))
 
@@ -93,11 +105,12 @@ class _View:
             return _NOWHERE
 
     def restated(self, condition: Condition) -> Condition | None:
-        """Returns a condition in the client's symbols, if it can be said in them."""
+        """Returns a condition in the client's symbols, if it can be said in them with few words."""
         try:
-            return substituted_condition(condition, self.meaning)
+            restated = substituted_condition(condition, self.meaning)
         except UntranslatableError:
             return None
+        return restated if is_small(restated) else None
 
     def promises(self, promised: Expression, given: Expression) -> Finding:
         """Returns whether a size that the client counts on is the one that it gets."""
@@ -111,17 +124,19 @@ class _View:
 
     def example(self, finding: Finding) -> str:
         """Returns the client's call that a finding shows, by its symbols."""
-        values = finding.counterexample or {}
-        return ", ".join(
-            f"{self.client.symbols[index].name} = {value}" for index, value in values.items()
+        values = list((finding.counterexample or {}).items())
+        shown = ", ".join(
+            f"{self.client.symbols[index].name} = {value}"
+            for index, value in values[:_SHOWN_SYMBOLS]
         )
+        return f"{shown}, …" if len(values) > _SHOWN_SYMBOLS else shown
 
     def _require(self, conditions: Sequence[Condition]) -> Finding:
         if not conditions:
             return Finding(Answer.ALWAYS)
         condition = conditions[0] if len(conditions) == 1 else All(tuple(conditions))
         finding = self.domain.examine(condition)
-        if finding.answer in (Answer.SOMETIMES, Answer.UNDECIDED):
+        if finding.answer in (Answer.SOMETIMES, Answer.UNDECIDED) and finding is not TOO_MUCH:
             # What follows is about the calls that are still allowed.
             self.domain = self.domain.given(condition)
         return finding
@@ -131,18 +146,23 @@ def _assumptions(contract: Contract) -> Iterator[Condition]:
     """Yields what holds of the symbols in every legal call, beside their ranges."""
     for relation in contract.relations:
         yield relation.condition
-    plain = Domain(contract.symbols)
+    ranges = Domain(contract.symbols).ranges
     for _, size in places(contract):
-        safe = divides_safely(size, plain.ranges)
-        if not safe or bounds(polynomial(size), plain.ranges)[0] < 0:
-            yield Comparison(">=", size, Constant(0))
+        is_size = Comparison(">=", size, Constant(0))
+        if not (
+            is_small(is_size)
+            and ranges.divides_safely(size)
+            and ranges.bounds(polynomial(size))[0] >= 0
+        ):
+            yield is_size
 
 
 class _MethodComparison:
-    def __init__(self, old: Contract, new: Contract) -> None:
+    def __init__(self, old: Contract, new: Contract, work: Work) -> None:
         self._old, self._new = old, new
-        self._forward = _View(old, new)
-        self._backward = _View(new, old)
+        self._forward = _View(old, new, work)
+        self._backward = _View(new, old, work)
+        self._old_sizes, self._new_sizes = _sizes(old), _sizes(new)
 
     def clauses(self) -> Iterator[Clause]:
         yield from self._inputs()
@@ -187,8 +207,8 @@ class _MethodComparison:
         return Clause(
             _verdict(forward, backward),
             f"input '{place[0]}' dimension {place[1]}",
-            _sizes(self._old, place),
-            _sizes(self._new, place),
+            self._old_sizes[place],
+            self._new_sizes[place],
             self._reason(forward, backward),
         )
 
@@ -208,14 +228,13 @@ class _MethodComparison:
     # Relations --------------------------------------------------------------------------------
 
     def _relations(self) -> Iterator[Clause]:
-        left = [item.condition for item in self._old.relations]
+        left = _Conditions([item.condition for item in self._old.relations])
         for relation in self._new.relations:
             restated = self._forward.restated(relation.condition)
-            known = None if restated is None else _same_condition(restated, left)
+            known = None if restated is None else left.take(restated)
             forward = self._forward.relation(relation.condition)
             backward = Finding(Answer.ALWAYS)
             if known is not None:
-                left.remove(known)
                 backward = self._backward.relation(known)
             reason = self._reason(forward, backward)
             if known is None and forward.answer is Answer.ALWAYS:
@@ -227,7 +246,7 @@ class _MethodComparison:
                 str(relation),
                 reason,
             )
-        for condition in left:
+        for condition in left.rest():
             backward = self._backward.relation(condition)
             always = backward.answer is Answer.ALWAYS
             yield Clause(
@@ -354,6 +373,8 @@ def _verdict(forward: Finding, backward: Finding) -> Verdict:
 
 
 def _undecided(finding: Finding, what: str) -> str:
+    if finding is TOO_MUCH:
+        return f"it cannot be shown {what}: the contracts are too complicated"
     if finding is _NOWHERE:
         return f"it cannot be shown {what}: it depends on a size of which nothing is known there"
     return f"it cannot be shown {what}: there are too many sizes ({finding.tried} tried, all fine)"
@@ -395,26 +416,44 @@ def _result(spec: OutputSpec) -> str:
     return f"integer {spec.integer}" if spec.integer is not None else f"exactly {spec.constant!r}"
 
 
-def _same_condition(condition: Condition, others: Sequence[Condition]) -> Condition | None:
-    """Returns the one of `others` that says the same, if any."""
-    if condition in others:
-        return condition
-    form = normal_form(condition)
-    return next((item for item in others if normal_form(item) == form), None)
+class _Conditions:
+    """Conditions, each of which can be taken once, by itself or by one that says the same."""
+
+    def __init__(self, conditions: Sequence[Condition]) -> None:
+        self._left = dict(enumerate(conditions))
+        self._same: dict[object, list[int]] = {}
+        for number, condition in enumerate(conditions):
+            if is_small(condition):
+                for said in (condition, normal_form(condition)):
+                    self._same.setdefault(said, []).append(number)
+
+    def take(self, condition: Condition) -> Condition | None:
+        """Takes the one that is a condition, or says the same, and returns it, if there is one."""
+        for said in (condition, normal_form(condition)):
+            numbers = self._same.get(said, [])
+            while numbers:
+                if (found := self._left.pop(numbers.pop(0), None)) is not None:
+                    return found
+        return None
+
+    def rest(self) -> list[Condition]:
+        """Returns those that were not taken, in order."""
+        return list(self._left.values())
 
 
-def _sizes(contract: Contract, place: Place) -> str:
-    """Returns what a dimension may be: `32*rows with rows in 1..8`.
+def _sizes(contract: Contract) -> dict[Place, str]:
+    """Returns what each dimension may be: `32*rows with rows in 1..8`.
 
     The range of a symbol is told once, at the dimension that determines it.
     """
-    size = contract.tensor_inputs[place[0]].shape[place[1]]
+    texts = {place: str(size) for place, size in places(contract)}
     for binder in find_binders(contract):
-        if (binder.input, binder.dimension) == place:
-            symbol = contract.symbols[binder.symbol]
-            allowed = f"{symbol.name} in {symbol.allowed}"
-            return allowed if isinstance(size, SymbolReference) else f"{size} with {allowed}"
-    return str(size)
+        place = binder.input, binder.dimension
+        symbol = contract.symbols[binder.symbol]
+        allowed = f"{symbol.name} in {symbol.allowed}"
+        is_symbol = isinstance(contract.tensor_inputs[place[0]].shape[place[1]], SymbolReference)
+        texts[place] = allowed if is_symbol else f"{texts[place]} with {allowed}"
+    return texts
 
 
 def _same_constant(one: object, other: object) -> bool:

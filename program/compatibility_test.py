@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from slipway.program.clauses import Verdict
@@ -24,7 +24,7 @@ from slipway.program.contract import (
     UnboundSymbolError,
 )
 from slipway.program.contract_codec import contract_from_proto, contract_to_proto
-from slipway.program.errors import ContractViolation
+from slipway.program.errors import ContractViolation, CorruptProgramError
 from slipway.program.expressions import (
     Add,
     All,
@@ -43,6 +43,7 @@ from slipway.program.expressions import (
     Unknown,
 )
 from slipway.program.scalar_types import ScalarType
+from slipway.program.sizes import SizeError
 from slipway.program.trees import Kind, Tree
 
 LEAF = Tree(Kind.LEAF)
@@ -147,13 +148,16 @@ def contracts(draw: st.DrawFn) -> Contract:
         shapes[draw(st.sampled_from("xy"))].append(draw(determining(reference)))
     for _ in range(draw(st.integers(0, 2))):
         shapes[draw(st.sampled_from("xy"))].append(draw(expressions(count)))
-    return contract_of(
-        [draw(symbols(name)) for name in NAMES[:count]],
-        shapes,
-        draw(st.lists(conditions(count), max_size=2)),
-        {"out": draw(st.lists(expressions(count), max_size=2))},
-        draw(st.one_of(st.none(), st.integers(0, count - 1))),
-    )
+    try:
+        return contract_of(
+            [draw(symbols(name)) for name in NAMES[:count]],
+            shapes,
+            draw(st.lists(conditions(count), max_size=2)),
+            {"out": draw(st.lists(expressions(count), max_size=2))},
+            draw(st.one_of(st.none(), st.integers(0, count - 1))),
+        )
+    except SizeError:
+        reject()
 
 
 @st.composite
@@ -161,20 +165,22 @@ def variants(draw: st.DrawFn, contract: Contract) -> Contract:
     """The same contract with a thing or two changed."""
     count = len(contract.symbols)
     for _ in range(draw(st.integers(1, 2))):
-        match draw(st.integers(0, 5)):
-            case 0:
-                place = draw(st.integers(0, count - 1))
-                changed = list(contract.symbols)
-                changed[place] = draw(symbols(changed[place].name))
-                contract = replace(contract, symbols=tuple(changed))
-            case 1:
-                shapes = {name: list(spec.shape) for name, spec in contract.tensor_inputs.items()}
-                name = draw(st.sampled_from([key for key, shape in shapes.items() if shape]))
-                place = draw(st.integers(0, len(shapes[name]) - 1))
-                shapes[name][place] = draw(
-                    st.one_of(expressions(count), *map(determining, (A, B)[:count]))
-                )
-                try:
+        try:
+            match draw(st.integers(0, 5)):
+                case 0:
+                    place = draw(st.integers(0, count - 1))
+                    changed = list(contract.symbols)
+                    changed[place] = draw(symbols(changed[place].name))
+                    contract = replace(contract, symbols=tuple(changed))
+                case 1:
+                    shapes = {
+                        name: list(spec.shape) for name, spec in contract.tensor_inputs.items()
+                    }
+                    name = draw(st.sampled_from([key for key, shape in shapes.items() if shape]))
+                    place = draw(st.integers(0, len(shapes[name]) - 1))
+                    shapes[name][place] = draw(
+                        st.one_of(expressions(count), *map(determining, (A, B)[:count]))
+                    )
                     contract = replace(
                         contract,
                         inputs=tuple(
@@ -182,19 +188,19 @@ def variants(draw: st.DrawFn, contract: Contract) -> Contract:
                             for key, shape in shapes.items()
                         ),
                     )
-                except UnboundSymbolError:
-                    continue
-            case 2:
-                added = Relation(draw(conditions(count)))
-                contract = replace(contract, relations=(*contract.relations, added))
-            case 3:
-                contract = replace(contract, relations=contract.relations[1:])
-            case 4:
-                shape = tuple(draw(st.lists(expressions(count), max_size=2)))
-                output = OutputSpec("out", TensorSpec(ScalarType.FLOAT32, shape))
-                contract = replace(contract, outputs=(output,))
-            case 5:
-                contract = replace(contract, relations=tuple(reversed(contract.relations)))
+                case 2:
+                    added = Relation(draw(conditions(count)))
+                    contract = replace(contract, relations=(*contract.relations, added))
+                case 3:
+                    contract = replace(contract, relations=contract.relations[1:])
+                case 4:
+                    shape = tuple(draw(st.lists(expressions(count), max_size=2)))
+                    output = OutputSpec("out", TensorSpec(ScalarType.FLOAT32, shape))
+                    contract = replace(contract, outputs=(output,))
+                case 5:
+                    contract = replace(contract, relations=tuple(reversed(contract.relations)))
+        except (UnboundSymbolError, SizeError):
+            continue
     return contract
 
 
@@ -229,7 +235,7 @@ def is_taken(contract: Contract, call: Call) -> bool:
 def results(contract: Contract, values: Sequence[int]) -> object:
     try:
         return contract.output_shapes(values)
-    except ZeroDivisionError:
+    except CorruptProgramError:
         return None
 
 
@@ -528,3 +534,73 @@ def test_large_ranges_are_compared_at_once() -> None:
     assert is_compatible(old, new)
     assert not is_compatible(new, old)
     assert timeit.default_timer() - started < 5
+
+
+# Contracts that nobody has ------------------------------------------------------------------------
+
+
+def divided(level: int, divisor: int) -> Expression:
+    """Divisions within divisions, whose dividends have more terms at each level."""
+    if level == 0:
+        return B
+    inner = Add((divided(level - 1, divisor), A))
+    return FloorDivide(Multiply((inner, Add((A, B, Constant(level))))), Constant(divisor))
+
+
+def tied(maximum: int) -> Contract:
+    """Each of 300 symbols has a relation to the next."""
+    symbols = [SymbolReference(index, f"s{index}") for index in range(300)]
+    pairs = zip(symbols, [*symbols[1:], symbols[0]], strict=True)
+    return contract_of(
+        [Symbol(item.name, 1, 1000) for item in symbols],
+        {"x": symbols},
+        [Comparison("<=", Add(pair), Constant(maximum)) for pair in pairs],
+    )
+
+
+def many(maximum: int) -> Contract:
+    symbols = [SymbolReference(index, f"s{index}") for index in range(20_000)]
+    return contract_of([Symbol(item.name, 1, maximum) for item in symbols], {"x": symbols})
+
+
+PAIR = [Symbol("a", 1, 50), Symbol("b", 1, 50)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (of(A, B, divided(12, 3), symbols=PAIR), of(A, B, divided(12, 4), symbols=PAIR)),
+        (
+            contract_of(PAIR, {"x": [A, B]}, [Comparison(">=", divided(12, 3), Constant(3))]),
+            contract_of(PAIR, {"x": [A, B]}, [Comparison(">=", divided(12, 4), Constant(10**6))]),
+        ),
+        (tied(1500), tied(1499)),
+        (many(100), many(101)),
+    ],
+    ids=["nested divisions", "nested relations", "tied symbols", "many symbols"],
+)
+def test_the_most_complicated_contracts_are_compared_in_bounded_time(
+    old: Contract, new: Contract
+) -> None:
+    started = timeit.default_timer()
+    assert not is_compatible(old, new)
+    # A few seconds; a loaded machine gets some leeway.
+    assert timeit.default_timer() - started < 60
+
+
+def test_work_that_is_not_worth_it_counts_as_broken_and_says_so() -> None:
+    differences = compare({"forward": many(100)}, {"forward": many(101)})
+    clauses = {clause.subject: clause for clause in differences.methods["forward"]}
+    assert clauses["input 'x' dimension 0"].verdict is Verdict.WIDENED
+    last = clauses["input 'x' dimension 19999"]
+    assert last.verdict is Verdict.NARROWED
+    assert "the contracts are too complicated" in last.reason
+
+
+def test_an_example_of_many_sizes_is_cut_short() -> None:
+    differences = compare({"forward": tied(1500)}, {"forward": tied(3)})
+    (clause, *_) = [
+        clause for clause in differences.methods["forward"] if "was allowed" in clause.reason
+    ]
+    assert clause.reason.endswith(", …")
+    assert len(clause.reason) < 500

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from slipway.program.contract import Symbol
 from slipway.program.expressions import (
     Add,
-    All,
-    AnyOf,
-    Comparison,
     Condition,
     Constant,
     Expression,
@@ -26,31 +21,30 @@ from slipway.program.expressions import (
     Minimum,
     Modulo,
     Multiply,
-    Negation,
     SymbolReference,
+    children_of,
 )
+from slipway.program.sizes import INTERVALS, Interval, add, multiply
 
-__all__ = ["Interval", "Polynomial", "bounds", "divides_safely", "interval_of", "polynomial"]
+__all__ = ["Polynomial", "Ranges", "polynomial"]
 
 _MAXIMUM_TERMS = 64
 """A product with more terms is an atom of its own, so that no expression can make this slow."""
 
-Interval = tuple[float, float]
-"""The lowest and the highest value, both included: integers, or infinities."""
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Atom:
-    """`kind` is `symbol`, `//`, `%`, `min`, `max` or `*`."""
+    """`kind` is `symbol`, `//`, `%`, `min`, `max` or `*`.
 
+    There is one of each, so that atoms are compared by what they are and not by what they are made
+    of: that may be exponentially large, written out.
+    """
+
+    number: int
     kind: str
-    symbol: int = -1
-    operands: tuple[Polynomial, ...] = ()
-
-    @functools.cache  # noqa: B019  (processes that compare contracts are short)
-    def key(self) -> str:
-        """Returns what atoms are sorted by."""
-        return repr(self)
+    symbol: int
+    operands: tuple[Polynomial, ...]
+    symbols: frozenset[int]
 
 
 _Monomial = tuple[_Atom, ...]
@@ -74,6 +68,16 @@ class Polynomial:
         """Returns the factor of each term."""
         return [factor for _, factor in self.terms]
 
+    @property
+    def symbols(self) -> set[int]:
+        """Returns the indices of the symbols that it depends on."""
+        return {symbol for atoms, _ in self.terms for atom in atoms for symbol in atom.symbols}
+
+    @property
+    def key(self) -> list[tuple[list[int], int]]:
+        """Returns what polynomials are sorted by."""
+        return [(_order(atoms), factor) for atoms, factor in self.terms]
+
     def __add__(self, other: Polynomial) -> Polynomial:
         return _collected(self.terms + other.terms)
 
@@ -89,16 +93,26 @@ def _collected(terms: Iterable[tuple[_Monomial, int]]) -> Polynomial:
     for atoms, factor in terms:
         sums[atoms] = sums.get(atoms, 0) + factor
     kept = [(atoms, factor) for atoms, factor in sums.items() if factor]
-    kept.sort(key=lambda term: [atom.key() for atom in term[0]])
+    kept.sort(key=lambda term: _order(term[0]))
     return Polynomial(tuple(kept))
+
+
+def _order(atoms: _Monomial) -> list[int]:
+    return [atom.number for atom in atoms]
 
 
 def _constant(value: int) -> Polynomial:
     return Polynomial((((), value),) if value else ())
 
 
+_numbers = itertools.count()
+
+
+@functools.cache
 def _atom(kind: str, *operands: Polynomial, symbol: int = -1) -> Polynomial:
-    return Polynomial((((_Atom(kind, symbol, operands),), 1),))
+    symbols = frozenset({symbol} if kind == "symbol" else ())
+    symbols = symbols.union(*(operand.symbols for operand in operands))
+    return Polynomial((((_Atom(next(_numbers), kind, symbol, operands, symbols),), 1),))
 
 
 @functools.cache
@@ -110,7 +124,10 @@ def polynomial(expression: Expression) -> Polynomial:
         case SymbolReference(index, _):
             return _atom("symbol", symbol=index)
         case Add(operands):
-            return functools.reduce(lambda one, other: one + other, map(polynomial, operands))
+            # All at once: one by one takes quadratic time.
+            return _collected(
+                itertools.chain.from_iterable(polynomial(item).terms for item in operands)
+            )
         case Multiply(operands):
             return functools.reduce(_product, map(polynomial, operands))
         case FloorDivide(left, right):
@@ -127,9 +144,9 @@ def polynomial(expression: Expression) -> Polynomial:
 
 def _product(one: Polynomial, other: Polynomial) -> Polynomial:
     if len(one.terms) * len(other.terms) > _MAXIMUM_TERMS:
-        return _atom("*", *sorted((one, other), key=repr))
+        return _atom("*", *sorted((one, other), key=lambda item: item.key))
     return _collected(
-        (tuple(sorted(first + second, key=_Atom.key)), a * b)
+        (tuple(sorted(first + second, key=lambda atom: atom.number)), a * b)
         for (first, a), (second, b) in itertools.product(one.terms, other.terms)
     )
 
@@ -163,111 +180,54 @@ def _remainder(dividend: Polynomial, divisor: Polynomial) -> Polynomial:
 
 
 def _extreme(kind: str, operands: Iterable[Polynomial]) -> Polynomial:
-    distinct = sorted(set(operands), key=repr)
+    distinct = sorted(set(operands), key=lambda item: item.key)
     return distinct[0] if len(distinct) == 1 else _atom(kind, *distinct)
 
 
 # What values are possible -------------------------------------------------------------------------
 
 
-def interval_of(symbol: Symbol) -> Interval:
-    """Returns the range of a symbol."""
-    return symbol.minimum, math.inf if symbol.maximum is None else symbol.maximum
+class Ranges:
+    """In what range polynomials are; of each symbol and each atom that is found out once."""
 
+    def __init__(self, of_symbol: Callable[[int], Interval]) -> None:
+        """Starts with nothing known.
 
-def bounds(value: Polynomial, ranges: Sequence[Interval]) -> Interval:
-    """Returns an interval that every value lies in; it may be wider than it need be.
+        Args:
+          of_symbol: returns the range of a symbol, by its index.
+        """
+        self._of_symbol = functools.cache(of_symbol)
+        self._atoms: dict[_Atom, Interval] = {}
 
-    Args:
-      value: over symbols.
-      ranges: of each symbol.
-    """
-    low: float = 0
-    high: float = 0
-    for atoms, factor in value.terms:
-        term: Interval = (factor, factor)
-        for atom in atoms:
-            term = _times(term, _atom_bounds(atom, ranges))
-        low, high = _plus(low, term[0]), _plus(high, term[1])
-    return low, high
+    def __getitem__(self, symbol: int) -> Interval:
+        """Returns the range of a symbol, by its index."""
+        return self._of_symbol(symbol)
 
-
-def _plus(one: float, other: float) -> float:
-    # Not one + other: integers may be too large to be floats.
-    if isinstance(one, float):
-        return one
-    return other if isinstance(other, float) else one + other
-
-
-def _by(one: float, other: float) -> float:
-    if one == 0 or other == 0:
-        return 0
-    if isinstance(one, float) or isinstance(other, float):
-        return math.inf if (one > 0) == (other > 0) else -math.inf
-    return one * other
-
-
-def _times(one: Interval, other: Interval) -> Interval:
-    corners = [_by(a, b) for a in one for b in other]
-    return min(corners), max(corners)
-
-
-def _atom_bounds(atom: _Atom, ranges: Sequence[Interval]) -> Interval:
-    if atom.kind == "symbol":
-        return ranges[atom.symbol]
-    each = [bounds(operand, ranges) for operand in atom.operands]
-    return _BOUNDS[atom.kind](each)
-
-
-def _floor(value: float, divisor: float) -> float:
-    if isinstance(value, float):
-        return value
-    if isinstance(divisor, float):
-        return 0 if value >= 0 else -1
-    return value // divisor
-
-
-def _quotient_bounds(each: Sequence[Interval]) -> Interval:
-    (low, high), divisor = each
-    if divisor[0] <= 0:
-        return -math.inf, math.inf
-    return min(_floor(low, d) for d in divisor), max(_floor(high, d) for d in divisor)
-
-
-def _remainder_bounds(each: Sequence[Interval]) -> Interval:
-    (low, high), divisor = each
-    if divisor[0] <= 0:
-        return -math.inf, math.inf
-    if low >= 0 and high < divisor[0]:
+    def bounds(self, value: Polynomial) -> Interval:
+        """Returns an interval that every value lies in; it may be wider than it need be."""
+        low: float = 0
+        high: float = 0
+        for atoms, factor in value.terms:
+            term: Interval = (factor, factor)
+            for atom in atoms:
+                term = multiply(term, self._of_atom(atom))
+            low, high = add(low, term[0]), add(high, term[1])
         return low, high
-    return 0, _plus(divisor[1], -1)
 
+    def _of_atom(self, atom: _Atom) -> Interval:
+        if atom not in self._atoms:
+            if atom.kind == "symbol":
+                self._atoms[atom] = self[atom.symbol]
+            else:
+                each = [self.bounds(operand) for operand in atom.operands]
+                self._atoms[atom] = INTERVALS[atom.kind](each)
+        return self._atoms[atom]
 
-_BOUNDS: Mapping[str, Callable[[Sequence[Interval]], Interval]] = {
-    "*": lambda each: functools.reduce(_times, each),
-    "//": _quotient_bounds,
-    "%": _remainder_bounds,
-    "min": lambda each: (min(low for low, _ in each), min(high for _, high in each)),
-    "max": lambda each: (max(low for low, _ in each), max(high for _, high in each)),
-}
-
-
-def divides_safely(node: Expression | Condition, ranges: Sequence[Interval]) -> bool:
-    """Returns whether nothing below `node` can divide by zero for symbols in these ranges."""
-    match node:
-        case FloorDivide(left, right) | Modulo(left, right):
-            low, high = bounds(polynomial(right), ranges)
-            below: tuple[Expression | Condition, ...] = (left, right)
-            if low <= 0 <= high:
-                return False
-        case Comparison(_, left, right):
-            below = (left, right)
-        case Add(operands) | Multiply(operands) | Minimum(operands) | Maximum(operands):
-            below = operands
-        case All(conditions) | AnyOf(conditions):
-            below = conditions
-        case Negation(condition):
-            below = (condition,)
-        case _:
-            return True
-    return all(divides_safely(child, ranges) for child in below)
+    def divides_safely(self, node: Expression | Condition) -> bool:
+        """Returns whether nothing below `node` can divide by zero."""
+        match node:
+            case FloorDivide(_, right) | Modulo(_, right):
+                low, high = self.bounds(polynomial(right))
+                if low <= 0 <= high:
+                    return False
+        return all(map(self.divides_safely, children_of(node)))
