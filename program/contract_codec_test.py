@@ -141,6 +141,19 @@ def _set_condition(condition: pb.Condition) -> Callable[[pb.Contract], None]:
     return lambda message: message.relations[0].condition.CopyFrom(condition)
 
 
+def _set_fields(kind: pb.Tree.Kind, *names: str) -> Callable[[pb.Contract], None]:
+    def change(message: pb.Contract) -> None:
+        first = message.outputs[0]
+        del message.outputs[:]
+        message.output_tree.CopyFrom(pb.Tree(kind=kind, type_name="Result"))
+        for number, name in enumerate(names):
+            message.outputs.add(name=f"out_{number}").tensor.CopyFrom(first.tensor)
+            message.output_tree.children.add(kind=pb.Tree.LEAF)
+            message.output_tree.keys.add(string=name)
+
+    return change
+
+
 ONE = pb.Expression(constant=1)
 UNKNOWN = pb.Expression(unknown=pb.Nothing())
 LESS = pb.Comparison.LESS
@@ -215,6 +228,15 @@ def _hostile() -> dict[str, Callable[[pb.Contract], object]]:
             message.input_tree.children[0], "kind", pb.Tree.LIST
         ),
         "no parameters": lambda message: message.ClearField("parameters"),
+        "named tuple with two names for one field": _set_fields(
+            pb.Tree.NAMED_TUPLE, "fi", "\ufb01"
+        ),
+        "record with two names for one field": _set_fields(pb.Tree.RECORD, "fi", "\ufb01"),
+        "record with a field that cannot be set": _set_fields(pb.Tree.RECORD, "__debug__"),
+        "record with a field that is its class": _set_fields(pb.Tree.RECORD, "__class__"),
+        "record with more fields than anybody has": _set_fields(
+            pb.Tree.RECORD, *(f"field_{number}" for number in range(1001))
+        ),
         "batch symbol beyond the list": lambda message: setattr(message, "batch_symbol", 1),
     }
 

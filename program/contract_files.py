@@ -7,6 +7,8 @@ nothing of graph and weights.
 
 from __future__ import annotations
 
+import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +56,10 @@ def read_contract_file(path: Path) -> ContractFile:
         container = read_container(path)
         return ContractFile(container.contracts(), container)
     try:
-        if path.stat().st_size > _MAXIMUM_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptProgramError(f"{path} is not a file")  # and may never end
+        if status.st_size > _MAXIMUM_BYTES:
             raise CorruptProgramError(f"{path} is too large to be a contract")
         data = path.read_bytes()
     except OSError as error:
@@ -107,7 +112,7 @@ def _contracts_of_baseline(data: bytes) -> dict[str, Contract]:
         )
     major = str(document.pop("contract_language", "")).partition(".")[0]
     written_by = document.pop("slipway_version", "an unknown release")
-    if not major.isdecimal() or major == "0":
+    if not re.fullmatch("[1-9][0-9]{0,8}", major):
         raise CorruptProgramError("it names no version of the contract language")
     if int(major) > _LANGUAGE_MAJOR:
         raise UnsupportedVersionError(
@@ -116,7 +121,8 @@ def _contracts_of_baseline(data: bytes) -> dict[str, Contract]:
         )
     try:
         message = json_format.ParseDict(document, pb.ProgramContract(), ignore_unknown_fields=True)
-    except (json_format.ParseError, RecursionError, UnicodeError) as error:
+    # Beside its own ParseError it raises whatever it comes across, SystemError included.
+    except Exception as error:
         raise CorruptProgramError(f"its contracts are malformed: {error}") from error
     check_section_size("contract", message.ByteSize())
     contracts = {item.method: contract_from_proto(item) for item in message.methods}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,26 @@ def changed(change: Callable[[dict[str, Any]], object]) -> bytes:
         (changed(lambda d: d["methods"].append(d["methods"][0])), CorruptProgramError, "another"),
         (changed(lambda d: d.update(methods=1)), CorruptProgramError, "contracts are malformed"),
         (
+            changed(lambda d: d.update(contract_language="9" * 5000)),
+            CorruptProgramError,
+            "names no version",
+        ),
+        (
+            changed(lambda d: d.update(methods=["\ud800"])),
+            CorruptProgramError,
+            "contracts are malformed",
+        ),
+        (
+            changed(lambda d: d["methods"][0]["inputs"][0]["tensor"].update(dtype=math.inf)),
+            CorruptProgramError,
+            "contracts are malformed",
+        ),
+        (
+            changed(lambda d: d["methods"][0].update(notes=["x" * 2**20])),
+            CorruptProgramError,
+            "1048576 are allowed",
+        ),
+        (
             changed(lambda d: d["methods"][0]["inputs"].pop()),
             CorruptProgramError,
             "do not have as many leaves",
@@ -110,6 +131,12 @@ def test_a_file_that_is_no_baseline_is_refused(
         read_contract_file(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert sentence in str(caught.value)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "contract.json")
+    with pytest.raises(CorruptProgramError, match="is not a file"):
+        read_contract_file(tmp_path / "contract.json")
 
 
 @settings(max_examples=200, deadline=None)

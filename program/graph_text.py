@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from slipway.program.container import Container
 from slipway.program.contract_codec import scalar_type_from_proto
@@ -105,15 +105,25 @@ def _argument(argument: pb.Argument) -> str:
         case "device":
             return "device"
         case "layout":
-            return pb.Layout.Name(argument.layout).lower()
+            return _name_of(pb.Layout, argument.layout)
         case "memory_format":
-            return pb.MemoryFormat.Name(argument.memory_format).lower()
+            return _name_of(pb.MemoryFormat, argument.memory_format)
         case "list":
             return f"[{', '.join(map(_argument, argument.list.arguments))}]"
         case "subgraph":
             return f"subgraph {argument.subgraph}"
         case _:
             return "None"
+
+
+def _name_of(kinds: Any, value: int) -> str:
+    try:
+        name: str = kinds.Name(value)
+    except ValueError:
+        raise CorruptProgramError(
+            f"the graph has an argument of an unknown kind: {value}"
+        ) from None
+    return name.lower()
 
 
 def _at(items: Sequence[_Item], index: int, what: str) -> _Item:

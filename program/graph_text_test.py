@@ -128,6 +128,8 @@ def test_sources_may_be_dropped() -> None:
         (pb.Graph(nodes=[pb.Node(operator=3)]), "refers to operator 3; there are 3"),
         (pb.Graph(inputs=[pb.GraphInput(input=1)]), "refers to input 1; there are 1"),
         (pb.Graph(inputs=[pb.GraphInput(weight=9)]), "refers to weight 9; there are 1"),
+        (pb.Graph(outputs=[pb.Argument(layout=7)]), "unknown kind: 7"),  # type: ignore[arg-type]
+        (pb.Graph(outputs=[pb.Argument(memory_format=7)]), "unknown kind: 7"),  # type: ignore[arg-type]
     ],
 )
 def test_a_graph_that_refers_to_nothing_is_corrupt(graph: pb.Graph, message: str) -> None:

@@ -31,6 +31,10 @@ _REFUSED = frozenset(
     {"aten::_print", "aten::from_file", "aten::set", "aten::set_", "aten::set_data"}
 )
 
+_MAXIMUM_SCHEMA = 2048
+"""How many characters of a schema are read; torch's own have 605 at most. Its parser overflows the
+stack, and so ends the process, at some thousands of opening brackets."""
+
 _NAME = re.compile(r"([a-z][a-z0-9_]*)::([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)")
 
 # Functions on integers and tuples that tracing leaves in a graph as Python.
@@ -229,10 +233,14 @@ def _lookup(name: str, custom_ops: Collection[str]) -> Callable[..., Any]:
 
 def _check_compatible(target: torch._ops.OpOverload, written: str) -> None:
     try:
+        if len(written) > _MAXIMUM_SCHEMA:
+            raise ValueError(f"it has {len(written)} characters")
         old = torch._C.parse_schema(written)
-    except (RuntimeError, ValueError) as error:  # it says some things in broken UTF-8
+    # It says some things in broken UTF-8, and of numbers that are too large that an index is.
+    except (RuntimeError, ValueError, IndexError) as error:
         raise OperatorMismatchError(
-            f"the recorded schema of '{target._schema.name}' cannot be read: {written!r}"
+            f"the recorded schema of '{target._schema.name}' cannot be read: "
+            f"{written[:_MAXIMUM_SCHEMA]!r}; export the program again"
         ) from error
     if not target._schema.is_backward_compatible_with(old):  # type: ignore[attr-defined]
         raise OperatorMismatchError(

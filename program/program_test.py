@@ -658,7 +658,16 @@ def test_a_schema_that_has_changed_is_refused(saved: Path) -> None:
         load(saved)
 
 
-@pytest.mark.parametrize("written", ["", "nonsense", "aten::linear("])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "nonsense",
+        "aten::linear(",
+        f"aten::linear(int x={'9' * 30}) -> Tensor",
+        f"aten::linear({'(' * 100_000}int{')' * 100_000} x) -> Tensor",
+    ],
+)
 def test_a_schema_that_cannot_be_read_is_refused(saved: Path, written: str) -> None:
     rewrite(saved, lambda index, graph: setattr(graph.operators[0], "schema", written))
     with pytest.raises(OperatorMismatchError, match="schema of 'aten::linear' cannot be read"):

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import enum
 import keyword
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -142,6 +143,9 @@ class Tree:
         return tuple(parts) if self.kind is Kind.TUPLE else parts
 
 
+_MAXIMUM_FIELDS = 1000
+"""Making a dataclass takes time that grows with the square of this."""
+
 _container_types: dict[tuple[Kind, str, tuple[Key, ...]], Callable[..., object]] = {}
 
 
@@ -170,8 +174,10 @@ def container_type(kind: Kind, name: str, fields: tuple[Key, ...]) -> Callable[.
     if known is not None:
         return known
     names = list(map(str, fields))
-    if not all(item.isidentifier() and not keyword.iskeyword(item) for item in (name, *names)):
-        raise ValueError(f"{[name, *names]} are not all names of Python")
+    if len(names) > _MAXIMUM_FIELDS:
+        raise ValueError(f"it has {len(names)} fields; {_MAXIMUM_FIELDS} are allowed")
+    if bad := [item for item in (name, *names) if not _is_name(item)]:
+        raise ValueError(f"{bad[0]!r} is no name of a type or a field in Python")
     make: Callable[..., object] = (
         collections.namedtuple(name, names)
         if kind is Kind.NAMED_TUPLE
@@ -179,6 +185,17 @@ def container_type(kind: Kind, name: str, fields: tuple[Key, ...]) -> Callable[.
     )
     _container_types[kind, name, fields] = make
     return make
+
+
+def _is_name(text: str) -> bool:
+    return (
+        text.isidentifier()
+        and not keyword.iskeyword(text)
+        # Python takes two names for one that are written differently, but mean the same letters.
+        and unicodedata.normalize("NFKC", text) == text
+        # __class__, say, means something else.
+        and not text.startswith("__")
+    )
 
 
 def _listed(keys: object) -> str:
