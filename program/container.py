@@ -45,8 +45,8 @@ _MAXIMUM_SECTIONS = {
 """How many bytes a section may have.
 
 What a section costs its reader grows with it, to ten seconds and a gigabyte at these sizes. Real
-ones are far smaller: a thousand tensors in and out are 200 kB of contract, and a language model of
-a hundred layers is 1 MB of graph.
+ones are far smaller: a thousand tensors in and out are 120 kB of contract, and a hundred layers of
+a transformer half a megabyte of graph.
 """
 
 # The ledger of versions is in program.proto.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,13 +19,19 @@ from slipway.program.container import (
     read_container,
     write_container,
 )
+from slipway.program.errors import ProgramError
 from slipway.proto import program_pb2 as pb
 from tests.fuzz.mutants import byte_mutants, field_mutants
 from tests.fuzz.trial import Tally, run_trials
 
 __all__ = ["run_campaign"]
 
-_SECTIONS = {"contract": pb.ProgramContract, "graph": pb.ProgramGraph, "weights": pb.WeightsIndex}
+_SECTIONS = {
+    "contract": pb.ProgramContract,
+    "graph": pb.ProgramGraph,
+    "weights": pb.WeightsIndex,
+    "cases": pb.ProgramCases,
+}
 
 
 class _Model(torch.nn.Module):
@@ -56,15 +63,17 @@ def _write_program(directory: Path) -> None:
     ).save(directory)
 
 
-def _with_section(container: Container, name: str, section: bytes, directory: Path) -> bytes:
-    """Returns the program.pb that has another section, and digests that fit it."""
-    changed = {
-        "contract": container.contract,
-        "graph": container.graph,
-        "weights": container.weights,
-    }
-    write_container(directory, replace(container, **{**changed, name: section}))
-    return (directory / PROGRAM_FILE).read_bytes()
+def _with_sections(
+    container: Container, name: str, sections: Iterable[bytes], directory: Path
+) -> Iterator[bytes]:
+    """Yields program.pb with other sections, and digests that fit them."""
+    for section in sections:
+        changed: dict[str, Any] = {name: section}
+        try:
+            write_container(directory, replace(container, **changed))
+        except ProgramError:
+            continue  # too large to be written
+        yield (directory / PROGRAM_FILE).read_bytes()
 
 
 def _campaigns(
@@ -74,13 +83,13 @@ def _campaigns(
     source = random.Random(seed)
     container = read_container(directory)
     sections = {name: getattr(container, name) for name in _SECTIONS}
-    shares = {"contract": 0.3, "graph": 0.35, "weights": 0.1}
+    shares = {"contract": 0.3, "graph": 0.3, "weights": 0.1, "cases": 0.05}
     for name, message_type in _SECTIONS.items():
         message = message_type.FromString(sections[name])
         mutants = itertools.islice(field_mutants(message, source), int(count * shares[name]))
-        yield PROGRAM_FILE, [_with_section(container, name, item, scratch) for item in mutants]
+        yield PROGRAM_FILE, list(_with_sections(container, name, mutants, scratch))
         cut = itertools.islice(byte_mutants(sections[name], source), int(count * 0.04))
-        yield PROGRAM_FILE, [_with_section(container, name, item, scratch) for item in cut]
+        yield PROGRAM_FILE, list(_with_sections(container, name, cut, scratch))
     whole = pb.Program.FromString((directory / PROGRAM_FILE).read_bytes())
     yield PROGRAM_FILE, list(itertools.islice(field_mutants(whole, source), int(count * 0.05)))
     for file in (PROGRAM_FILE, "sources.pb", "weights/weights-00001.safetensors"):

@@ -1,8 +1,9 @@
-"""Loads a mutant and runs it, where it can do no harm that goes unnoticed."""
+"""Asks about a mutant, loads it and runs it, where it can do no harm that goes unnoticed."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import random
@@ -16,7 +17,15 @@ from pathlib import Path
 
 import torch
 
-from slipway.program import Program, ProgramError, SlipwayError, load
+from slipway.program import (
+    CaseFailedError,
+    Program,
+    ProgramError,
+    SlipwayError,
+    load,
+    verify,
+)
+from slipway.program.command_line import main
 from slipway.program.torch_types import to_torch
 
 __all__ = ["Outcome", "Tally", "run_trials"]
@@ -105,7 +114,7 @@ def _run_child(
         for number, data in mutants:
             signal.alarm(_SECONDS)
             path.write_bytes(data)
-            kind, text = _try(directory, f"mutant {number} of {path.name}")
+            kind, text = _try(directory, f"mutant {number} of {path.name}", ask=number % 4 == 0)
             encoded = text.encode()
             results.write(struct.pack("<BI", kind, len(encoded)) + encoded)
             results.flush()
@@ -113,10 +122,14 @@ def _run_child(
     os._exit(0)
 
 
-def _try(directory: Path, name: str) -> Outcome:
+def _try(directory: Path, name: str, *, ask: bool) -> Outcome:
     before = _surroundings(directory)
     try:
+        if ask:  # which takes longer than all the rest
+            _ask(directory)
         program = load(directory)
+        with contextlib.suppress(CaseFailedError):
+            verify(program)
     except (ProgramError, MemoryError):
         return REFUSED, ""
     except BaseException as error:
@@ -131,6 +144,20 @@ def _try(directory: Path, name: str) -> Outcome:
     if _surroundings(directory) != before:
         return ESCAPED, f"{name} changed a file"
     return LOADED, ""
+
+
+def _ask(directory: Path) -> None:
+    """Has the command line describe a program, and compare it with itself."""
+    path = str(directory)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for arguments in (
+            ["describe", path],
+            ["describe", path, "--format=json"],
+            ["graph", path],
+            ["check", path, "--shape=x=1,2"],
+            ["diff", path, path],
+        ):
+            main(arguments)
 
 
 def _surroundings(directory: Path) -> list[tuple[str, int]]:
