@@ -22,7 +22,7 @@ from slipway.bench.http2_client import (
     GrpcConnection,
     Reply,
 )
-from slipway.bench.polling import Connection, Poll, without_collection
+from slipway.bench.polling import Connection, Poll, ahead_of_others, without_collection
 
 __all__ = [
     "Caller",
@@ -210,6 +210,8 @@ def open_loop(
 ) -> OpenLoad:
     """Sends requests at random moments, on average `rate` a second.
 
+    It goes before others where the system allows that, as if it had a machine of its own.
+
     Args:
       target: what they are sent to.
       requests: are sent in turn.
@@ -227,7 +229,7 @@ def open_loop(
     moments = random.Random(0)
     opened = [target.connection() for _ in range(connections)]
     under_way: set[int] = set()
-    with Poll(opened) as poll, without_collection():
+    with Poll(opened) as poll, without_collection(), ahead_of_others():
         due = start = time.perf_counter()
         before = time.thread_time()
         end = start + seconds
