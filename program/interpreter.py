@@ -323,9 +323,19 @@ def _script(function: Callable[..., torch.Tensor]) -> Any:
 
 _CONVERSIONS: dict[str, Callable[[Any], Any]] = {"FloatType": float, "BoolType": bool}
 
+# The numbers that c10::MemoryFormat has for them.
+_MEMORY_FORMATS = {
+    torch.contiguous_format: 0,
+    torch.preserve_format: 1,
+    torch.channels_last: 2,
+    torch.channels_last_3d: 3,
+}
+
 
 def _converted(given: Any, kind: str) -> Any:
     """Returns a constant as a parameter's type wants it: it takes no integer for a float."""
+    if isinstance(given, torch.memory_format):
+        return _MEMORY_FORMATS[given]
     if isinstance(given, int | float) and kind in _CONVERSIONS:
         return _CONVERSIONS[kind](given)
     return given

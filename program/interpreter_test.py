@@ -95,6 +95,27 @@ def test_a_number_has_no_say_in_the_dtype(
     check(lambda graph, x: [graph.call_function(target, (x, number))], x)
 
 
+@pytest.mark.parametrize(
+    "memory_format",
+    [
+        torch.contiguous_format,
+        torch.preserve_format,
+        torch.channels_last,
+        torch.channels_last_3d,
+    ],
+)
+def test_a_memory_format_is_kept(memory_format: torch.memory_format) -> None:
+    def build(graph: fx.Graph, x: fx.Node) -> Sequence[Any]:
+        named = {"memory_format": memory_format}
+        return [
+            graph.call_function(target, (x,), named)
+            for target in (aten.clone.default, aten.zeros_like.default)
+        ]
+
+    dimensions = 5 if memory_format is torch.channels_last_3d else 4
+    check(build, torch.randn([2, 3, 4, 5, 6][:dimensions]).transpose(0, 1))
+
+
 def test_constants_are_not_asked_for() -> None:
     def build(graph: fx.Graph, x: fx.Node, *constants: fx.Node) -> Sequence[Any]:
         return [graph.call_function(aten.linear.default, (x, *constants))]
