@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import sympy
 import torch
@@ -89,6 +90,7 @@ def capture(
             quiet_torch(),
             _record_guard_lines(lines),
             record_layout_reads(layout_reads),
+            mock.patch.object(torch, "_debug_has_internal_overlap", _overlap),
         ):
             exported = torch.export.export(
                 flatten_model(model, call, strict=strict),
@@ -109,6 +111,20 @@ def capture(
         shape_env,
         next(iter(layout_reads), None),
     )
+
+
+def _overlap(tensor: torch.Tensor) -> int:
+    """Returns 1 if elements of a tensor are in one place of memory because they were expanded.
+
+    Otherwise it returns 2, torch's number for not knowing. Torch itself looks further when a tensor
+    is written to, to refuse what the operator refuses again when the graph runs, and for that it
+    sorts the strides, which excludes sizes of 0 and 1.
+    """
+    expanded = any(
+        isinstance(stride, int) and stride == 0 and size > 1
+        for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+    return 1 if expanded else 2
 
 
 def _distinct(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -47,6 +47,28 @@ def test_a_step_that_gives_its_operand_is_no_difference() -> None:
     assert program(torch.ones(1, 2)).tolist() == [[3.0] * 5]
 
 
+def test_a_write_to_every_other_column_excludes_nothing() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[:, ::2] = x[:, ::2].clamp(max=0.5)
+        return x
+
+    program = exported(model, torch.randn(3, 4), symbols={"n": (0, 9), "m": (0, 9)})
+    assert relations(program) == []
+    for shape in ((1, 1), (1, 3), (2, 2), (0, 4), (5, 0)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x), rtol=0, atol=0)
+
+
+def test_a_write_to_one_place_under_many_names_is_still_refused() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        place = torch.zeros(1, 1).expand(x.shape[0], x.shape[1])
+        return place.copy_(x) * 2
+
+    with pytest.raises(ExportError, match="the model needs n <= 1, which fails for n = 2"):
+        exported(model, torch.randn(1, 1))
+
+
 def test_causal_attention_over_one_position_needs_no_mask() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         x = x[:, None, :, None]
