@@ -249,8 +249,26 @@ def _conditions(guards: Sequence[Guard], table: SymbolTable) -> Iterator[tuple[G
             case sympy.And():
                 for part in sorted(condition.args, key=str):
                     yield guard, part
+            case sympy.Rel() if _excludes_0_and_1(condition, table):
+                # One by one, since a graph that is not valid for 0 may still be for 1.
+                (symbol,) = condition.free_symbols
+                yield guard, sympy.Ne(symbol, 0)
+                yield guard, sympy.Ne(symbol, 1)
             case _:
                 yield guard, condition
+
+
+def _excludes_0_and_1(condition: sympy.Rel, table: SymbolTable) -> bool:
+    """Returns whether a comparison says that a symbol, which may be 0, is at least 2."""
+    match condition.canonical:
+        case sympy.GreaterThan(args=(sympy.Symbol() as symbol, sympy.Integer() as bound)):
+            least = int(bound)
+        case sympy.StrictGreaterThan(args=(sympy.Symbol() as symbol, sympy.Integer() as bound)):
+            least = int(bound) + 1
+        case _:
+            return False
+    place = table.index.get(symbol)
+    return least == 2 and place is not None and table.symbols[place].minimum == 0
 
 
 def _with_batch_symbol(contract: Contract) -> Contract:

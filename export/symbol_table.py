@@ -90,7 +90,8 @@ class SymbolTable:
         assert self.capture.shape_env is not None
         found = self.capture.shape_env.var_to_range.get(root)
         if found is not None:
-            lowest = max(lowest, int(found.lower))
+            # What a guard excludes of 0 and 1 may be legal, and the guards say it themselves.
+            lowest = max(lowest, int(found.lower) if found.lower > 2 else 0)
             if isinstance(found.upper, sympy.Integer):
                 highest.append(int(found.upper))
         self.symbols.append(Symbol(unique, lowest, min(highest) if highest else None))

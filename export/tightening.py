@@ -19,7 +19,7 @@ from slipway.program.contract import Contract, Relation
 from slipway.program.expressions import Comparison, Constant, SymbolReference
 from slipway.program.program import Program
 
-__all__ = ["tighten"]
+__all__ = ["raise_minimums", "tighten"]
 
 _TREATED_APART = (0, 1)
 
@@ -52,6 +52,24 @@ def tighten(
         for index, symbol in enumerate(contract.symbols):
             if symbol.name in inferred and symbol.minimum == 0:
                 contract = _without(contract, index, 0)
+    return contract
+
+
+def raise_minimums(contract: Contract, inferred: Container[str]) -> Contract:
+    """Returns a contract in which ranges, not relations, exclude the least sizes of symbols.
+
+    Args:
+      contract: of a method.
+      inferred: the names of the symbols that nobody declared; others keep their ranges.
+    """
+    for relation in contract.relations:
+        match relation.condition:
+            case Comparison("!=", SymbolReference(index, name), Constant(value)) if (
+                name in inferred and value == contract.symbols[index].minimum
+            ):
+                others = tuple(item for item in contract.relations if item is not relation)
+                contract = _without(replace(contract, relations=others), index, value)
+                return raise_minimums(contract, inferred)
     return contract
 
 

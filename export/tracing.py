@@ -22,6 +22,7 @@ from slipway.export.errors import ExportError
 from slipway.export.graph_equality import View, same_graph
 from slipway.export.narrowing import narrowing_error
 from slipway.export.resizing import binding_of, resized_leaves
+from slipway.export.tightening import raise_minimums
 from slipway.program.contract import Contract, Relation, Symbol
 from slipway.program.expressions import (
     Comparison,
@@ -115,7 +116,9 @@ def settle(tracer: Tracer, traced: Traced, accept_narrowing: str | None = None) 
         elif narrowing is not None:
             notes.append(f"narrower than declared: {relation}; accepted: {accept_narrowing}")
         kept.append(relation)
-    return replace(contract, relations=tuple(kept), notes=tuple(notes))
+    contract = replace(contract, relations=tuple(kept), notes=tuple(notes))
+    inferred = {symbol.name for symbol in traced.derivation.table.inferred}
+    return raise_minimums(contract, inferred)
 
 
 def _require_as_wide_as_declared(traced: Traced, needless: Container[Relation]) -> None:

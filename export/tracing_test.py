@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._higher_order_ops.scan import scan
 
-from slipway.export import ExportError, ExportErrorKind, export
+from slipway.export import Dim, ExportError, ExportErrorKind, export
 from slipway.program import ContractViolation, Program
 
 SYMBOLS = {"n": (1, 9), "m": (1, 9)}
@@ -58,6 +58,20 @@ def test_a_write_to_every_other_column_excludes_nothing() -> None:
     for shape in ((1, 1), (1, 3), (2, 2), (0, 4), (5, 0)):
         x = torch.randn(shape)
         torch.testing.assert_close(program(x), model(x), rtol=0, atol=0)
+
+
+def test_a_guard_that_excludes_0_and_1_is_tried_at_each() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        kernel = torch.ones(1, 1, 3)
+        return torch.nn.functional.conv1d(x[:, None], kernel, padding=1)[:, 0]
+
+    automatic = {0: Dim.AUTO, 1: Dim.AUTO}
+    contract = export(model, torch.randn(3, 4), dynamic_shapes={"x": automatic}).contract
+    assert [symbol.minimum for symbol in contract.symbols] == [0, 1]
+    assert contract.relations == ()
+    with pytest.raises(ExportError, match="min=1") as caught:
+        exported(model, torch.randn(3, 4), symbols={"n": (0, 9), "m": (0, 9)})
+    assert "m = 1" not in str(caught.value)
 
 
 def test_a_write_to_one_place_under_many_names_is_still_refused() -> None:
