@@ -17,7 +17,7 @@ from slipway.export.encoding import encode
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.gate import check_against_eager, preserved_buffers
 from slipway.export.layout import differs_when_transposed
-from slipway.export.models import module_for_method, restoring_dicts
+from slipway.export.models import module_for_method, restoring_containers
 from slipway.export.positions import sources_of
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import DynamicShapes, ExportSpec, MethodSpec
@@ -88,7 +88,7 @@ def export_spec(spec: ExportSpec) -> Program:
         args = method.args if isinstance(method.args, tuple) else (method.args,)
         kwargs = dict(method.kwargs or {})
         declared = declare(bind_example(module.forward, args, kwargs), method)
-        module = restoring_dicts(module, args, kwargs)
+        module = restoring_containers(module, args, kwargs)
         run_example(module, args, kwargs)
         tracer = Tracer(module, method.output_names, name, spec.strict)
         traced[name] = tracer.trace(args, kwargs, declared)

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 from typing import Any
 
+import torch
 from torch.utils import _pytree as pytree
 
 from slipway.export.errors import ExportError, ExportErrorKind
@@ -13,7 +14,7 @@ from slipway.program.trees import Key, Kind, Tree, register_container_type
 
 __all__ = ["tree_of"]
 
-_PLAIN = {tuple: Kind.TUPLE, list: Kind.LIST}
+_PLAIN = {tuple: Kind.TUPLE, list: Kind.LIST, torch.Size: Kind.TUPLE}
 
 
 def tree_of(spec: pytree.TreeSpec, what: str) -> Tree:
@@ -34,6 +35,10 @@ def tree_of(spec: pytree.TreeSpec, what: str) -> Tree:
     if spec.type is collections.namedtuple:
         # Torch has the type itself as the context.
         return _named(Kind.NAMED_TUPLE, spec.context, tuple(spec.context._fields), children)
+    cls: Any = spec.type
+    if pytree.is_structseq_class(cls):
+        # What `x.topk(5)` returns. Callers get a named tuple, which is the same in any process.
+        return Tree(Kind.NAMED_TUPLE, children, cls.__match_args__, cls.__name__)
     if isinstance(spec.type, type) and issubclass(spec.type, dict):
         return Tree(Kind.DICT, children, _keys(spec, len(children), what))
     if dataclasses.is_dataclass(spec.type) and isinstance(spec.type, type):

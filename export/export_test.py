@@ -324,6 +324,14 @@ def test_variadic_arguments() -> None:
     assert list(program.contract.tensor_inputs) == ["xs_0", "xs_1", "z"]
 
 
+def test_the_shape_of_a_tensor_without_dimensions_is_empty_text() -> None:
+    example = torch.ones(3), torch.tensor(2.0)
+    program = export(lambda x, scale: x * scale, example, dynamic_shapes=("n", ""))
+    assert program(torch.ones(2), torch.tensor(3.0)).tolist() == [3.0, 3.0]
+    error = failure(lambda x: x + 1, torch.ones(3), dynamic_shapes=("",))
+    assert "lists 0 dimensions for 'x', which has 1" in error.reason
+
+
 def test_sizes_that_depend_on_data_are_unknown_in_the_contract() -> None:
     program = export(lambda x: x[x > 0], torch.tensor([1.0, -1.0, 2.0]))
     assert program.contract.output_shapes(()) == {"output": (None,)}

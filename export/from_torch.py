@@ -32,7 +32,7 @@ from slipway.export.dimensions import (
 )
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.guard_text import GuardReader
-from slipway.export.models import restoring_dicts
+from slipway.export.models import restoring_containers
 from slipway.export.resizing import binding_of
 from slipway.export.symbolic import InexpressibleError, to_expression
 from slipway.export.tracing import Tracer, settle
@@ -126,7 +126,7 @@ def from_exported_program(
     _require_on_cpu(exported)
     described = _describe(exported, call, symbol_names or {})
     check_example(call, described.dimensions)
-    module = restoring_dicts(module, args, kwargs)
+    module = restoring_containers(module, args, kwargs)
     run_example(module, args, kwargs)
     tracer = Tracer(module, output_names, DEFAULT_METHOD, False)
     traced = tracer.trace(args, kwargs, described)

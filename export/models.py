@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from slipway.export.containers import tree_of
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.spec import MethodSpec
 
-__all__ = ["module_for_method", "restoring_dicts"]
+__all__ = ["module_for_method", "restoring_containers"]
 
 
 def module_for_method(
@@ -57,20 +57,21 @@ def module_for_method(
     return _with_weights_of(model, function)
 
 
-def restoring_dicts(
+def restoring_containers(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> torch.nn.Module:
-    """Returns a module that is called with plain dicts where a model wants dicts of other types.
+    """Returns a module that is called with plain containers where a model wants other types.
 
-    To a program all dicts are one; the model gets those that it has in an example of its arguments,
-    such as an `OrderedDict`, or a library's own.
+    To a program all dicts are one, and what torch's operators return is a named tuple; the model
+    gets those that it has in an example of its arguments, such as an `OrderedDict`, or a library's
+    own.
 
     Args:
       module: the model.
       args, kwargs: the example.
     """
     structure = pytree.tree_structure((args, dict(kwargs)))
-    if all(item.type is dict for item in _dicts(structure)):
+    if not _has_others(structure):
         return module
     tree = tree_of(structure, "the example arguments")
 
@@ -83,11 +84,14 @@ def restoring_dicts(
     return _with_weights_of(module, forward)
 
 
-def _dicts(structure: pytree.TreeSpec) -> Iterator[pytree.TreeSpec]:
-    if isinstance(structure.type, type) and issubclass(structure.type, Mapping):
-        yield structure
-    for child in structure.children():
-        yield from _dicts(child)
+def _has_others(structure: pytree.TreeSpec) -> bool:
+    """Returns whether there are containers that a program has plain ones for."""
+    kind = structure.type
+    return any(map(_has_others, structure.children())) or (
+        isinstance(kind, type)
+        and kind is not dict
+        and (issubclass(kind, Mapping) or pytree.is_structseq_class(kind))
+    )
 
 
 def _with_weights_of(

@@ -89,12 +89,14 @@ def parse_shape(text: str, symbols: dict[str, Symbol]) -> list[Expression | None
     """Returns an expression for each dimension of a shape; None for `_`, the example's own size.
 
     Args:
-      text: dimensions separated by commas.
+      text: dimensions separated by commas; nothing for a tensor of none.
       symbols: by name; a name that is not there is added, for any size.
 
     Raises:
       ExportError: the text is no shape.
     """
+    if not text.strip():
+        return []
     names = {node.id for node in ast.walk(_parsed(text)) if isinstance(node, ast.Name)}
     for name in sorted(names - {"_", "min", "max"}):
         symbols.setdefault(name, Symbol(name, 0, None))

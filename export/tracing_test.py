@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch._higher_order_ops.scan import scan
 
 from slipway.export import Dim, ExportError, ExportErrorKind, export
-from slipway.program import ContractViolation, Program
+from slipway.program import ContractViolation, Program, load
 
 SYMBOLS = {"n": (1, 9), "m": (1, 9)}
 
@@ -170,3 +171,23 @@ def test_a_dict_of_a_type_of_its_own_is_a_dict_to_callers_and_itself_to_the_mode
     assert type(result) is dict
     assert result["sum"].tolist() == [2.0]
     assert program(example)["first"].tolist() == [1.0] * 3
+
+
+def test_what_operators_return_is_a_named_tuple_and_a_size_a_tuple(tmp_path: Path) -> None:
+    def model(top: Any, size: torch.Size) -> Any:
+        return (top.values * size[1]).sort(-1), top.values.shape
+
+    program = export(
+        model,
+        (torch.randn(4, 3).max(1), torch.Size([2, 3])),
+        dynamic_shapes={"top": ("n", "n"), "size": None},
+        symbols={"n": (1, 9)},
+    )
+    assert list(program.contract.tensor_inputs) == ["top.values", "top.indices"]
+    assert list(program.contract.tensor_outputs) == ["output_0.values", "output_0.indices"]
+    program.save(tmp_path / "saved.program")
+    for callee in (program, load(tmp_path / "saved.program")):
+        result, size = callee(torch.tensor([[1.0, 3.0], [2.0, 1.0]]).max(1), (2, 3))
+        assert result.values.tolist() == [6.0, 9.0]
+        assert result.indices.tolist() == [1, 0]
+        assert size == (2,)

@@ -99,7 +99,8 @@ class Tree:
 
     def _parts(self, value: object, name: str) -> list[object]:
         if self.kind is Kind.NAMED_TUPLE:
-            if not isinstance(value, tuple) or getattr(value, "_fields", None) != self.keys:
+            # Named tuples have it, and what torch's operators return.
+            if not isinstance(value, tuple) or getattr(value, "__match_args__", ()) != self.keys:
                 raise _structure_error(name, f"a {type(value).__name__}", self._described())
             return list(value)
         if self.kind is Kind.RECORD:
