@@ -69,6 +69,15 @@ RULES = (
     ),
     Rule(
         _FLOW,
+        "loop-that-starts-from-a-view",
+        "a loop operator starts from a tensor that lies in memory otherwise than what the body "
+        "returns: {}",
+        "start from a copy: x.clone(memory_format=torch.contiguous_format)",
+        r"Expected (?:body_fn_output|carry|init)[^\n]* to have same metadata but found:"
+        r"\s*pair\[\d+\] differ in '(stride: [^']*)'",
+    ),
+    Rule(
+        _FLOW,
         "loop-that-changes-its-carry",
         "the body of a loop operator returns other shapes or dtypes than it takes: {}",
         "return from the body what it takes: as many tensors, of the same shapes and dtypes",
@@ -184,6 +193,16 @@ RULES = (
         "compute with the tensor itself, or with tensor.item(), which can stay symbolic",
         _NUMBER,
         line=r"\bfloat\(",
+    ),
+    Rule(
+        _FLOW,
+        "write-to-a-place-that-a-tensor-chooses",
+        "the model writes to a place that the value of a tensor chooses",
+        "index with a tensor of one dimension, and write rows: x[place.view(1)] = row[None]",
+        _INTEGER,
+        # A name in the brackets, which are assigned to.
+        line=r"\[(?![\"'])[^\]]*[A-Za-z_][^\]]*\]\s*(?:[-+*/|&]|//|\*\*)?=(?!=)",
+        called=r"(?!__index__).*",
     ),
     Rule(
         _FLOW,
