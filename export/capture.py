@@ -13,7 +13,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import sympy
@@ -91,6 +91,7 @@ def capture(
             _record_guard_lines(lines),
             record_layout_reads(layout_reads),
             mock.patch.object(torch, "_debug_has_internal_overlap", _overlap),
+            mock.patch.object(FakeTensor, "contiguous", _contiguous),
         ):
             exported = torch.export.export(
                 flatten_model(model, call, strict=strict),
@@ -127,6 +128,28 @@ def _overlap(tensor: torch.Tensor) -> int:
     return 1 if expanded else 2
 
 
+_CONTIGUOUS = torch.ops.aten.alias_copy.default
+"""Stands for `contiguous` in a trace: like that, but never the tensor itself."""
+
+
+def _contiguous(
+    tensor: FakeTensor, memory_format: torch.memory_format = torch.contiguous_format
+) -> torch.Tensor:
+    """Returns what `tensor.contiguous()` does, as an operator of the graph.
+
+    Torch leaves the operator out where a tensor is contiguous already, and then the graph is valid
+    for no sizes but those for which it is, or is not: with the operator it is valid for all.
+    """
+    symbolic = any(isinstance(size, torch.SymInt) for size in tensor.shape)
+    if symbolic and memory_format is torch.contiguous_format:
+        step: Any = 1
+        for size, stride in reversed([*zip(tensor.shape, tensor.stride(), strict=True)]):
+            if str(stride) != str(step):
+                return cast(torch.Tensor, _CONTIGUOUS(tensor))
+            step = step * size
+    return torch.Tensor.contiguous(tensor, memory_format=memory_format)
+
+
 def _distinct(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Returns tensors no two of which are one object, which torch would take for one input."""
     return tuple(
@@ -144,6 +167,8 @@ def _simplify(graph: torch.fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
+        elif node.target is _CONTIGUOUS:
+            node.target = torch.ops.aten.contiguous.default
         elif node.target is torch.ops.aten.slice.Tensor:
             # `[:n]` starts at None or at 0, depending on whether n is symbolic.
             node.args = (*node.args[:2], *(item or 0 for item in node.args[2:3]), *node.args[3:])

@@ -61,6 +61,36 @@ def test_a_write_to_every_other_column_excludes_nothing() -> None:
         torch.testing.assert_close(program(x), model(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("columns", [7, 8])
+def test_what_is_contiguous_for_some_sizes_excludes_none(columns: int) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        padded = torch.nn.functional.pad(x, (0, -x.shape[1] % 4))
+        return padded[:, : x.shape[1]].contiguous().view(-1)
+
+    program = exported(model, torch.randn(3, columns))
+    assert relations(program) == []
+    for shape in ((1, 1), (3, 4), (2, 7), (9, 8)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("columns", [4, 6])
+def test_what_is_contiguous_already_is_the_tensor_itself(columns: int) -> None:
+    def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        part = x[:, : y.shape[1]].contiguous()
+        part.add_(1)
+        return x.sum(1)
+
+    shapes = {"x": "n, 6", "y": "n, m"}
+    example = torch.zeros(3, 6), torch.zeros(3, columns)
+    program = export(model, example, dynamic_shapes=shapes, symbols={"n": (2, 9), "m": (2, 6)})
+    for size in (2, 5, 6):
+        given, other = torch.zeros(2, 6), torch.zeros(2, 6)
+        y = torch.zeros(2, size)
+        assert program(given, y).tolist() == model(other, y).tolist() == [6.0 * (size == 6)] * 2
+        assert torch.equal(given, other)
+
+
 def test_a_guard_that_excludes_0_and_1_is_tried_at_each() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         kernel = torch.ones(1, 1, 3)

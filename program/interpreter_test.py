@@ -106,7 +106,7 @@ def test_a_number_has_no_say_in_the_dtype(
 )
 def test_a_memory_format_is_kept(memory_format: torch.memory_format) -> None:
     def build(graph: fx.Graph, x: fx.Node) -> Sequence[Any]:
-        named = {"memory_format": memory_format}
+        named: dict[str, Any] = {"memory_format": memory_format}
         return [
             graph.call_function(target, (x,), named)
             for target in (aten.clone.default, aten.zeros_like.default)
