@@ -45,6 +45,9 @@ __all__ = [
 _MAX_SIZE = 2**63 - 1
 """What the sizes of a tensor's dimensions, and its bytes, must not exceed when multiplied."""
 
+_MAX_RANK = 64
+"""Dimensions of a tensor that torch can compute with."""
+
 _FEW_BYTES = 4096
 """Up to which Python looks at booleans itself."""
 
@@ -109,14 +112,17 @@ def read_headers(subject: str, request: protocol.ModelInferRequest) -> dict[str,
             )
             continue
         datatype = DATATYPES.get(item.datatype)
-        shape = tuple(item.shape)
         problem = _datatype_problem(item.name, item.datatype) if datatype is None else None
         if problem is not None:
             problems.append(FieldViolation(f"{where}.datatype", problem, "DATATYPE"))
-        problem = _shape_problem(item.name, shape, 1 if datatype is None else datatype.item_size)
+        problem = _shape_problem(
+            item.name, item.shape, 1 if datatype is None else datatype.item_size
+        )
         if problem is not None:
             problems.append(FieldViolation(f"{where}.shape", problem, "SHAPE"))
-        # An input with problems is kept too, so that its duplicate is found.
+        # An input with problems is kept too, so that its duplicate is found. Its sizes are not: to
+        # multiply them could take for ever.
+        shape = () if problem is not None else tuple(item.shape)
         headers[item.name] = TensorHeader(
             item.name, position, datatype or DATATYPES["UINT8"], shape
         )
@@ -300,8 +306,13 @@ def _datatype_problem(name: str, datatype: str) -> str:
     )
 
 
-def _shape_problem(name: str, shape: tuple[int, ...], item_size: int) -> str | None:
+def _shape_problem(name: str, shape: Sequence[int], item_size: int) -> str | None:
     """Returns what is wrong with `shape` whatever the contract says, or None."""
+    if len(shape) > _MAX_RANK:
+        return (
+            f"input {quoted(name)} has {len(shape)} dimensions; no tensor here has more than "
+            f"{_MAX_RANK}"
+        )
     total = item_size
     for dimension, size in enumerate(shape):
         if size < 0:
@@ -320,7 +331,7 @@ def _shape_problem(name: str, shape: tuple[int, ...], item_size: int) -> str | N
     return None
 
 
-def _shape_text(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: Sequence[int]) -> str:
     if len(shape) > 16:
         return f"[{', '.join(map(str, shape[:16]))}, ... {len(shape)} dimensions]"
     return str(list(shape))
