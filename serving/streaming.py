@@ -61,10 +61,13 @@ class InferenceStreams:
 
         Raises:
           ResourceExhaustedError: too many streams are open.
-          UnavailableError: the server stops; what was under way has been answered.
+          UnavailableError: the server stops, and reads no more requests; what it had read has been
+            answered.
         """
         stream = _Stream(self._frontend, context, self._memory)
         with self._lock:
+            if self._is_closing:
+                raise _stopping()
             if len(self._open) >= MAX_STREAMS:
                 raise ResourceExhaustedError(
                     f"{MAX_STREAMS} streams are open, and no more may be: close one, or use "
@@ -76,8 +79,8 @@ class InferenceStreams:
         finally:
             with self._lock:
                 self._open.discard(stream)
-        if self._is_closing:
-            raise UnavailableError("the server stops: open the stream again, or elsewhere")
+        if stream.is_cut_off:
+            raise _stopping()
 
     @property
     def open_count(self) -> int:
@@ -90,16 +93,25 @@ class InferenceStreams:
             self._is_closing = True
             streams = list(self._open)
         for stream in streams:
-            stream.end()
+            stream.cut_off()
+
+
+def _stopping() -> UnavailableError:
+    return UnavailableError("the server stops: open the stream again, or elsewhere")
 
 
 class _Stream:
-    """One stream; it is cancelled when its client has gone."""
+    """One stream.
+
+    Attributes:
+      cancelled: whether its client has gone.
+      is_cut_off: whether its client may have sent requests that were not read.
+    """
 
     def __init__(
         self, frontend: InferenceFrontend, context: grpc.ServicerContext, memory: MemoryBudget
     ) -> None:
-        self.cancelled = False
+        self.cancelled = self.is_cut_off = False
         self._memory = memory
         # Bytes of answers; None once nobody reads them any more.
         self._unread: int | None = 0
@@ -141,12 +153,16 @@ class _Stream:
                 self._unread += size
                 self._memory.add(size)
 
-    def end(self) -> None:
-        """Takes no more requests."""
+    def cut_off(self) -> None:
+        """Takes no more requests, though the client may send some."""
+        self._end(is_cut_off=True)
+
+    def _end(self, *, is_cut_off: bool = False) -> None:
         with self._lock:
             if self._is_ended:
                 return
             self._is_ended = True
+            self.is_cut_off = is_cut_off
         self._finish_one()
 
     def _finish_one(self) -> None:
@@ -183,7 +199,7 @@ class _Stream:
             if not self.cancelled and self._context.is_active():
                 _LOGGER.error("a stream cannot be read", exc_info=error)
         finally:
-            self.end()
+            self._end()
 
     def _take(self, message: bytes, reply: _StreamReply) -> None:
         remaining = self._context.time_remaining()
