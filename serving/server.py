@@ -225,7 +225,7 @@ class InferenceServer:
         self._streams.close()
         self._control.close()
         deadline = time.monotonic() + grace
-        stopped = self._server.stop(grace)
+        stopped = self._transport.stop(grace)
         if not stopped.wait(min(grace, _UNRESPONSIVE_SECONDS)):
             self._transport.refuse_incomplete(
                 UnavailableError("the server stops, and the message has not come")

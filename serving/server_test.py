@@ -196,7 +196,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 def calls_without_reading(
     address: str, path: str, message: bytes, count: int = 1
 ) -> Iterator[None]:
-    """Makes calls of a connection that allows no byte of an answer."""
+    """Makes calls of a connection that allows no byte of an answer; they have arrived then."""
     headers = {
         ":method": "POST",
         ":scheme": "http",
@@ -214,21 +214,33 @@ def calls_without_reading(
     for stream in range(1, 2 * count, 2):
         sent += frame(1, 4, stream, block)  # HEADERS, END_HEADERS
         sent += frame(0, 1, stream, struct.pack(">BI", 0, len(message)) + message)  # END_STREAM
+    sent += frame(6, 0, 0, bytes(8))  # PING
     host, port = address.split(":")
+    have_arrived = threading.Event()
     with socket.create_connection((host, int(port))) as connection:
-        threading.Thread(target=acknowledge_pings, args=[connection], daemon=True).start()
+        threading.Thread(
+            target=acknowledge_pings, args=[connection, have_arrived], daemon=True
+        ).start()
         connection.sendall(sent)
+        have_arrived.wait(60)
         yield
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def acknowledge_pings(connection: socket.socket) -> None:
-    """Answers the frames that ask whether a connection is alive, and none else."""
+def acknowledge_pings(connection: socket.socket, is_acknowledged: threading.Event) -> None:
+    """Answers the frames that ask whether a connection is alive, and no others.
+
+    Args:
+      connection: with the server.
+      is_acknowledged: set when the server has answered one.
+    """
     with contextlib.suppress(OSError), connection.makefile("rb") as received:
         while head := received.read(9):
             payload = received.read(int.from_bytes(head[:3], "big"))
             if head[3:5] == b"\6\0":  # PING, no ACK
                 connection.sendall(frame(6, 1, 0, payload))
+            elif head[3:5] == b"\6\1":
+                is_acknowledged.set()
 
 
 def test_a_watch_that_nobody_reads_keeps_nobody_waiting(running: Running) -> None:
@@ -240,6 +252,32 @@ def test_a_watch_that_nobody_reads_keeps_nobody_waiting(running: Running) -> Non
         started = time.monotonic()
         assert running.server.drain(60)
         assert time.monotonic() - started < 30
+
+
+def test_calls_that_have_arrived_are_taken_in_before_the_server_stops(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.server.load(lambda: False)
+    taken, may_go_on, original = [], threading.Event(), Scheduler.submit
+
+    def submit(self: Scheduler, pending: PendingRequest) -> None:
+        taken.append(pending)
+        may_go_on.wait()  # in the thread that receives
+        original(self, pending)
+
+    monkeypatch.setattr(Scheduler, "submit", submit)
+    message = infer_request().SerializeToString()
+    path = "/inference.GRPCInferenceService/ModelInfer"
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(running.infer)
+        await_condition(lambda: len(taken) == 1)
+        with calls_without_reading(running.address, path, message, 20):
+            drained = pool.submit(running.server.drain, 60)
+            time.sleep(0.1)
+            may_go_on.set()
+            await_condition(lambda: len(taken) == 21)
+        assert first.result().outputs
+        assert drained.result()
 
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])

@@ -63,6 +63,9 @@ connection, and what it reads may be a part of a message."""
 _BEHIND_SECONDS = 0.005
 """How long there must have been something to receive all the time before calls are not read."""
 
+_TAKE_IN_SECONDS = 2.0
+"""How long the server's end waits, at most, until all that has arrived is taken in."""
+
 _REFUSED_SECONDS = 1.0
 """How long a caller counts among those who ask for more than can be done."""
 
@@ -319,6 +322,7 @@ class InferenceTransport:
         # Held by whoever takes events from the queue.
         self._turn = threading.Lock()
         self._is_over = False
+        self._has_taken_all = threading.Event()
         # Since when there has always been an event; None when there was none the last time.
         self._behind_since: float | None = None
         # When the latest request of a caller was refused because there were too many.
@@ -365,12 +369,25 @@ class InferenceTransport:
             _server._request_call(self._state)
         threading.Thread(target=self._serve, name="transport", daemon=True).start()
 
+    def stop(self, grace: float) -> threading.Event:
+        """Refuses new calls, and returns what is set when all others have ended.
+
+        Args:
+          grace: after how many seconds those that are left are cut off.
+        """
+        # gRPC cuts off calls that have arrived and that nobody has asked it for, with CANCELLED.
+        self._has_taken_all.clear()
+        self._has_taken_all.wait(min(grace, _TAKE_IN_SECONDS))
+        return self._server.stop(grace)
+
     def _serve(self) -> None:
         wake: float | None = None
         while not self._is_over:
             with self._turn:
                 # Without anything to do, wait for what comes.
                 received = self._receive(wake)
+                if received < _MOST_EVENTS:
+                    self._has_taken_all.set()
                 wake = self._idle(received < _MOST_EVENTS)
             if received < _MOST_EVENTS:
                 self._arrivals.rest()
