@@ -94,6 +94,7 @@ class Health:
     def _forget(self, call: WireCall) -> None:
         with self._lock:
             self._watches.pop(call, None)
+            call.on_cancel = None  # which holds the call
 
 
 class _Watch:
