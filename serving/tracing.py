@@ -16,6 +16,7 @@ client's trace, whose sampling is followed.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
@@ -53,6 +54,9 @@ _SERVER_FAULTS = {
 (https://opentelemetry.io/docs/specs/semconv/rpc/grpc)."""
 
 _PROPAGATED = ("traceparent", "tracestate")
+
+_CLOSE_SECONDS = 5.0
+"""How long the server's end waits for a collector that is slow."""
 
 
 def is_configured(endpoint: str, environment: Mapping[str, str] = os.environ) -> bool:
@@ -159,8 +163,11 @@ class RequestTracer:
 
     def close(self) -> None:
         """Sends what has not been sent yet, for a few seconds at most."""
-        self._provider.force_flush(5000)
-        self._provider.shutdown()
+        # In a thread, as OpenTelemetry does not keep to times that it is given: it waits ten
+        # seconds for each batch.
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
 
 
 def _attributes(record: RequestRecord, error: ServingError | None) -> dict[str, AttributeValue]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Mapping
 
 import pytest
 
 from slipway.serving.errors import StartupError
-from slipway.serving.tracing import is_configured
+from slipway.serving.observation import RequestObserver
+from slipway.serving.tracing import RequestTracer, is_configured
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4317"}
 
@@ -44,3 +47,17 @@ def test_what_it_cannot_do_keeps_it_from_starting(
     with pytest.raises(StartupError, match=text) as caught:
         is_configured(endpoint, environment)
     assert caught.value.exit_code == 2
+
+
+def test_a_collector_that_does_not_answer_does_not_hold_up_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        observer = RequestObserver(
+            0.0, RequestTracer(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        )
+        for _ in range(1000):
+            record = observer.begin("ModelInfer", (), time.monotonic())
+            assert record is not None
+            record.finish(None)
+        started = time.monotonic()
+        observer.close()
+        assert time.monotonic() - started < 15
