@@ -75,7 +75,11 @@ class Metrics:
         Args:
           accept: the request's header Accept; OpenMetrics is written where it asks for that.
         """
-        encoder, content_type = choose_encoder(accept)
+        try:
+            encoder, content_type = choose_encoder(accept)
+        except TypeError:
+            # Of a version that is no number, which prometheus_client compares with one.
+            encoder, content_type = choose_encoder("")
         return encoder(self._registry), content_type
 
 

@@ -37,6 +37,7 @@ from slipway.serving.request_queue import PendingRequest
 from slipway.serving.routing import Route
 from slipway.serving.scheduler import Scheduler, SchedulingOptions
 from slipway.serving.server import InferenceServer
+from slipway.serving.transport import WireCall
 from slipway.tests.serving.programs import write_affine
 
 
@@ -194,9 +195,17 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 @contextlib.contextmanager
 def calls_without_reading(
-    address: str, path: str, message: bytes, count: int = 1
+    address: str, path: str, message: bytes, count: int = 1, name: str = "test"
 ) -> Iterator[None]:
-    """Makes calls of a connection that allows no byte of an answer; they have arrived then."""
+    """Makes calls of a connection that allows no byte of an answer; they have arrived then.
+
+    Args:
+      address: of the server.
+      path: of the method.
+      message: the request's bytes.
+      count: of the calls.
+      name: what they have as metadata, in Latin-1.
+    """
     headers = {
         ":method": "POST",
         ":scheme": "http",
@@ -204,10 +213,11 @@ def calls_without_reading(
         ":authority": "test",
         "te": "trailers",
         "content-type": "application/grpc",
+        "x-name": name,
     }
     block = b"".join(
-        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in headers.items()
+        b"\0" + bytes([len(key)]) + key.encode() + bytes([len(value)]) + value.encode("latin-1")
+        for key, value in headers.items()
     )
     initial_window_size = struct.pack(">HI", 4, 0)
     sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, initial_window_size)
@@ -297,6 +307,17 @@ def test_answers_that_nobody_reads_count_as_memory_of_requests(
         assert "bytes of requests and of answers that were not read" in text
     await_condition(lambda: memory.used < memory.limit)
     running.infer()
+
+
+def test_metadata_that_is_no_text_fills_no_log(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    running.server.load(lambda: False)
+    memory, message = running.environment.memory, infer_request().SerializeToString()
+    path = "/inference.GRPCInferenceService/ModelInfer"
+    with calls_without_reading(running.address, path, message, name="\xff"):
+        await_condition(lambda: memory.used > 0)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_health_lists_the_server_and_its_models(running: Running) -> None:
@@ -410,6 +431,15 @@ def test_an_answered_request_is_freed_at_once(running: Running) -> None:
     await_no_request()
     assert len(running.stream(5)) == 5
     await_no_request()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_watch_that_has_gone_is_freed_at_once(running: Running) -> None:
+    running.server.load(lambda: False)
+    watch = running.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=60)
+    assert next(watch)
+    watch.cancel()
+    await_condition(lambda: not any(type(item) is WireCall for item in gc.get_objects()))
 
 
 @pytest.mark.usefixtures("no_collector")

@@ -50,6 +50,12 @@ cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
 
 _LOGGER = logging.getLogger(__name__)
 
+# grpcio writes a traceback for each value of metadata that is no UTF-8, and any client can send
+# such values; they are taken as Latin-1.
+logging.getLogger("grpc._cython.cygrpc").addFilter(
+    lambda record: not str(record.msg).startswith("Invalid encoding")
+)
+
 _NOW = 1
 """A time long ago, in seconds since 1970: a poll until then does not wait."""
 

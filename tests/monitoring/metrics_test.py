@@ -145,6 +145,13 @@ def test_openmetrics_is_written_where_it_is_asked_for(server: WatchedServer) -> 
     assert {"slipway_requests", "slipway_program", "slipway_request_duration_seconds"} <= names
 
 
+def test_versions_that_are_none_get_the_page_all_the_same(server: WatchedServer) -> None:
+    for accept in ("application/openmetrics-text; version=new", "text/plain; version=x.y"):
+        page, headers = get(server.monitoring + "/metrics", {"Accept": accept})
+        assert headers["Content-Type"].startswith("text/plain")
+        assert "slipway_ready 1.0" in page
+
+
 def test_probes_and_strange_requests(server: WatchedServer) -> None:
     assert get(server.monitoring + "/livez")[0] == "live\n"
     assert get(server.monitoring + "/readyz")[0] == "ready\n"
