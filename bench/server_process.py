@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -53,8 +54,10 @@ class ServerProcess:
         Raises:
           RuntimeError: the line did not come.
         """
+        # No session of its own: Linux gives each session a share of the processors, and priorities
+        # count within it only (sched(7), autogroup), which containers know nothing of.
         self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command, env=environment, stdout=subprocess.PIPE, text=True, process_group=0
         )
         assert self.process.stdout is not None
         overdue = threading.Timer(seconds, self._end)
@@ -75,8 +78,8 @@ class ServerProcess:
         threading.Thread(target=lambda: [None for _ in output], daemon=True).start()
 
     def memory(self) -> int:
-        """Returns the bytes resident for it and its children, those that they share once."""
-        return sum(_proportional_size(number) for number in _tree(self.process.pid))
+        """Returns the bytes resident for it and its children; what they share counts for each."""
+        return sum(_resident_size(number) for number in _tree(self.process.pid))
 
     def __enter__(self) -> ServerProcess:
         return self
@@ -185,9 +188,11 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _proportional_size(number: int) -> int:
+def _resident_size(number: int) -> int:
+    # Not smaps_rollup, for which Linux goes through all of the process's pages, and keeps it from
+    # having new ones meanwhile.
     try:
-        lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+        pages = int(Path(f"/proc/{number}/statm").read_text().split()[1])
     except OSError:
         return 0  # a process that has ended
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return pages * resource.getpagesize()
