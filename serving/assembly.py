@@ -16,11 +16,12 @@ from slipway.serving.devices import Device, make_device, resolve_device
 from slipway.serving.errors import StartupError
 from slipway.serving.loader import CompiledUse, Loader
 from slipway.serving.logs import LogControl
+from slipway.serving.memory_budget import MemoryBudget
 from slipway.serving.model import Environment
 from slipway.serving.observation import RequestObserver
 from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
-from slipway.serving.scheduler import MemoryBudget, SchedulingOptions
+from slipway.serving.scheduler import SchedulingOptions
 from slipway.serving.server import InferenceServer
 from slipway.serving.shared_memory import SharedMemoryRegions
 from slipway.serving.versions import VersionPolicy

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from slipway.serving.errors import InvalidRequestError, NotFoundError, UnavailableError, quoted
-from slipway.serving.transport import OnRequest, WireCall
+from slipway.serving.wire_call import OnRequest, WireCall
 
 __all__ = ["Health"]
 

@@ -24,8 +24,8 @@ from slipway.serving.request_reader import RequestReader
 from slipway.serving.scheduler import ClosedError, Scheduler
 from slipway.serving.shared_memory import SharedMemoryRegions
 from slipway.serving.statistics import RefusalCounts
-from slipway.serving.transport import WireCall
 from slipway.serving.wire import MAX_MESSAGE_SIZE
+from slipway.serving.wire_call import WireCall
 
 __all__ = ["InferenceFrontend"]
 

@@ -6,7 +6,7 @@ from typing import cast
 
 from slipway.serving.inference import InferenceFrontend
 from slipway.serving.model import Environment
-from slipway.serving.transport import WireCall
+from slipway.serving.wire_call import WireCall
 from slipway.tests.serving.scheduling import Answer, Bench, affine
 
 

@@ -27,9 +27,9 @@ from slipway.program import VERSION
 from slipway.serving.devices import Device
 from slipway.serving.histograms import Histogram
 from slipway.serving.inference import InferenceFrontend
+from slipway.serving.memory_budget import MemoryBudget
 from slipway.serving.model import Model
 from slipway.serving.repository import Repository
-from slipway.serving.scheduler import MemoryBudget
 from slipway.serving.service import InferenceService
 from slipway.serving.statistics import Snapshot
 from slipway.serving.streaming import InferenceStreams

@@ -17,7 +17,8 @@ from slipway.serving.arrivals import Arrivals
 from slipway.serving.batch_executor import BatchExecutor
 from slipway.serving.devices import Device
 from slipway.serving.instance import Instance
-from slipway.serving.scheduler import MemoryBudget, Scheduler, SchedulingOptions
+from slipway.serving.memory_budget import MemoryBudget
+from slipway.serving.scheduler import Scheduler, SchedulingOptions
 from slipway.serving.signature import Signature
 from slipway.serving.statistics import ModelStatistics
 from slipway.serving.versions import served_name

@@ -24,7 +24,7 @@ from slipway.serving.errors import (
     UnsupportedError,
     status_message,
 )
-from slipway.serving.transport import OnRequest, WireCall
+from slipway.serving.wire_call import OnRequest, WireCall
 
 __all__ = ["Implementation", "StreamImplementation", "stream_handler", "unary_methods"]
 

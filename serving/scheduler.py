@@ -28,12 +28,12 @@ from slipway.serving.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from slipway.serving.memory_budget import MemoryBudget
 from slipway.serving.processors import give_way
 from slipway.serving.request_queue import PendingRequest, RequestQueue
 from slipway.serving.statistics import StageTimes
-from slipway.serving.wire import MAX_MESSAGE_SIZE
 
-__all__ = ["ClosedError", "MemoryBudget", "Scheduler", "SchedulingOptions"]
+__all__ = ["ClosedError", "Scheduler", "SchedulingOptions"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -84,59 +84,6 @@ class SchedulingOptions:
 
 class ClosedError(UnavailableError):
     """The version is being unloaded; another may have taken its place."""
-
-
-class MemoryBudget:
-    """Bounds the bytes of all requests that are in the server, and of answers that clients have not
-    read. Safe for several threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._lock = threading.Lock()
-
-    @property
-    def limit(self) -> int:
-        """Returns how many bytes there may be."""
-        return self._limit
-
-    @property
-    def used(self) -> int:
-        """Returns how many bytes there are."""
-        return self._used
-
-    def take(self, size: int) -> None:
-        """Takes `size` bytes.
-
-        One request alone may have more than the limit, but not what no message can hold.
-
-        Raises:
-          ResourceExhaustedError: it is of that size, which it can be in shared memory.
-          OverloadedError: there is no room at present.
-        """
-        if size > max(self._limit, MAX_MESSAGE_SIZE):
-            raise ResourceExhaustedError(
-                f"the request's tensors have {size} bytes, and the server may hold {self._limit} "
-                "of requests: send a smaller batch"
-            )
-        with self._lock:
-            if self._used and self._used + size > self._limit:
-                raise OverloadedError(
-                    f"the server holds {self._used} bytes of requests and of answers that were not "
-                    f"read, and may hold {self._limit}: try again when some are answered",
-                    retry_after=0.1,
-                )
-            self._used += size
-
-    def add(self, size: int) -> None:
-        """Counts `size` bytes that are there in any case."""
-        with self._lock:
-            self._used += size
-
-    def give_back(self, size: int) -> None:
-        """Returns what `take` took, or `add` counted."""
-        with self._lock:
-            self._used -= size
 
 
 class Scheduler:

@@ -21,9 +21,10 @@ from slipway.serving.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from slipway.serving.memory_budget import MemoryBudget
 from slipway.serving.model import Environment
 from slipway.serving.plan import InferenceRequest
-from slipway.serving.scheduler import MemoryBudget, SchedulingOptions
+from slipway.serving.scheduler import SchedulingOptions
 from slipway.tests.serving.scheduling import Answer, Bench, affine, columns, lookup
 
 MakeBench = Callable[..., Bench]

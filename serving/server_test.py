@@ -37,7 +37,7 @@ from slipway.serving.request_queue import PendingRequest
 from slipway.serving.routing import Route
 from slipway.serving.scheduler import Scheduler, SchedulingOptions
 from slipway.serving.server import InferenceServer
-from slipway.serving.transport import WireCall
+from slipway.serving.wire_call import WireCall
 from slipway.tests.serving.programs import write_affine
 
 

@@ -19,8 +19,8 @@ from slipway.serving.errors import (
     status_message,
 )
 from slipway.serving.inference import InferenceFrontend
+from slipway.serving.memory_budget import MemoryBudget
 from slipway.serving.observation import Metadata
-from slipway.serving.scheduler import MemoryBudget
 from slipway.serving.wire import length_delimited, split_request
 
 __all__ = ["MAX_STREAMS", "InferenceStreams"]

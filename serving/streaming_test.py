@@ -11,8 +11,8 @@ import pytest
 
 from slipway.serving.errors import UnavailableError
 from slipway.serving.inference import InferenceFrontend
+from slipway.serving.memory_budget import MemoryBudget
 from slipway.serving.request_queue import Reply
-from slipway.serving.scheduler import MemoryBudget
 from slipway.serving.streaming import InferenceStreams
 
 
