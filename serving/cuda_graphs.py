@@ -19,6 +19,7 @@ import torch
 from slipway.program import Method
 from slipway.program.cases import difference
 from slipway.program.errors import SlipwayError
+from slipway.serving.value_reads import find_value_read
 
 __all__ = ["CudaGraph", "CudaGraphMemory", "CudaGraphRecorder"]
 
@@ -124,15 +125,24 @@ class CudaGraphRecorder:
         memory, device = self._memory, self._stream.device
         if method.changes_state or memory.left <= 0:
             return None
+        inputs = [tensor.to(device) for tensor in tensors]
+        reader = find_value_read(lambda: method.run(inputs))
+        if reader is not None:
+            _log_without(method, f"{reader} looks at values")
+            return None
         with memory.recording:
             before = torch.cuda.memory_reserved(device)
             try:
-                graph = self._capture(method, tensors, expected)
+                graph = self._capture(method, inputs)
+                # Libraries may do otherwise while they are recorded; one look finds out.
+                for index, output in enumerate(graph.launch(tensors)):
+                    name = f"output {index} of the graph"
+                    difference(output, expected[index], _TOLERANCE_FACTOR, name)
             except (RuntimeError, ValueError, IndexError, SlipwayError) as error:
-                # Should the device be in error, the next call will say so.
-                _LOGGER.info(
-                    "method '%s' runs without CUDA graphs: %s", method.contract.method, error
-                )
+                # Should the device be in error, the next call will say so. Torch 2.13 never frees
+                # what a recording that fails has taken, so that it counts for good.
+                memory.add(max(0, torch.cuda.memory_reserved(device) - before))
+                _log_without(method, error)
                 return None
             size = max(0, torch.cuda.memory_reserved(device) - before)
         memory.add(size)
@@ -145,10 +155,7 @@ class CudaGraphRecorder:
         )
         return graph
 
-    def _capture(
-        self, method: Method, tensors: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]
-    ) -> CudaGraph:
-        inputs = [tensor.to(self._stream.device) for tensor in tensors]
+    def _capture(self, method: Method, inputs: list[torch.Tensor]) -> CudaGraph:
         pool = self._pools.get(method)
         if pool is None:
             pool = self._pools[method] = torch.cuda.graph_pool_handle()
@@ -160,8 +167,8 @@ class CudaGraphRecorder:
             outputs = method.run(inputs)
         finally:
             captured.capture_end()
-        graph = CudaGraph(captured, inputs, outputs)
-        # Libraries may do otherwise while they are recorded; one look finds out.
-        for index, output in enumerate(graph.launch(tensors)):
-            difference(output, expected[index], _TOLERANCE_FACTOR, f"output {index} of the graph")
-        return graph
+        return CudaGraph(captured, inputs, outputs)
+
+
+def _log_without(method: Method, reason: object) -> None:
+    _LOGGER.info("method '%s' runs without CUDA graphs: %s", method.contract.method, reason)
