@@ -95,7 +95,10 @@ class Violation:
 
 
 class DataViolation(SlipwayError):
-    """A call's values break an assertion of the model (`torch._check`)."""
+    """A call's values break an assertion of the model (`torch._check`), or select what is missing.
+
+    The latter where the program checks that itself: see `load`.
+    """
 
 
 class CaseFailedError(ProgramError):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slipway.program import linears
+from slipway.program import index_checks, linears
 from slipway.program.cases import AnsweredCase
 from slipway.program.convolutions import prepare_convolutions
 from slipway.program.engine import EngineFailure
@@ -50,6 +50,9 @@ _SIZES: dict[object, str] = {
     torch.ops.aten.sym_stride.int: "aten::stride",
     torch.ops.aten.sym_numel.default: "aten::numel",
 }
+
+# Functions of ours that graphs may call, written in TorchScript.
+_SCRIPTED = {masked_fill, matmul_div, matmul_mul, *index_checks.SCRIPTED}
 
 _Types = torch._C
 
@@ -165,8 +168,8 @@ class _Builder:
             return self._emit(_SIZES[target], inputs, [_Types.IntType.get()])[0]
         if target is linears.linear_chain:
             return self._linear_chain(node)
-        if target in (masked_fill, matmul_div, matmul_mul):
-            return self._scripted(target, *map(self._value, node.args))
+        if target in _SCRIPTED:
+            return self._scripted(target, *map(self._scripted_argument, node.args))
         if not isinstance(target, torch._ops.OpOverload) or node.kwargs.keys() - {
             argument.name for argument in target._schema.arguments
         }:
@@ -200,6 +203,11 @@ class _Builder:
     def _scripted(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Returns what a function in TorchScript gives for values."""
         return self._graph.insertGraph(_script(function).graph, list(inputs))[0]
+
+    def _scripted_argument(self, given: Any) -> Any:
+        if isinstance(given, list | tuple):
+            return self._list(given, _Types.OptionalType(_Types.TensorType.get()))
+        return self._value(given)
 
     def _either(self, condition: Any, first: Callable[[], Any], second: Callable[[], Any]) -> Any:
         """Returns a tensor that one or the other computes, as a condition says."""

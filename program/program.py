@@ -21,10 +21,12 @@ from slipway.program.errors import (
     CompiledCodeError,
     ContractViolation,
     CorruptProgramError,
+    DataViolation,
     ProgramError,
     Violation,
 )
 from slipway.program.graph_codec import check_graph_size, graph_from_proto
+from slipway.program.index_checks import check_indices
 from slipway.program.mutation import possibly_mutated_inputs
 from slipway.program.scalar_types import ScalarType
 from slipway.program.shards import Verification
@@ -50,6 +52,8 @@ class Method:
         module: torch.fx.GraphModule,
         weights: Sequence[torch.Tensor],
         device: torch.device,
+        *,
+        checks_indices: bool,
     ) -> None:
         """Programs make their methods.
 
@@ -59,13 +63,12 @@ class Method:
           module: takes what `graph.inputs` lists.
           weights: of the program, on its device.
           device: where the weights are.
+          checks_indices: see `load`.
         """
         self.contract = contract
         self.device = device
-        self._graph_module = module
-        self._forward = leaving_nesting(module)
         self._engine: Engine | None = None
-        _check_outputs(contract, graph)
+        self._computed = _count_computed(contract, graph)
         # The graph's inputs in its own order: weights in place, and where the call's tensors go.
         self._template: list[torch.Tensor | None] = []
         self._places: list[tuple[int, int]] = []
@@ -90,6 +93,10 @@ class Method:
         self._changes_state = any(
             weight is not None and place in written for place, weight in enumerate(self._template)
         )
+        self._graph_module = module
+        if checks_indices:
+            self._graph_module = check_indices(module, self.weights.keys() - written)
+        self._forward = leaving_nesting(self._graph_module)
 
     @property
     def batching(self) -> Batching | None:
@@ -98,7 +105,11 @@ class Method:
 
     @property
     def graph_module(self) -> torch.fx.GraphModule:
-        """Returns the graph as torch.fx has it. Its inputs include the weights."""
+        """Returns the graph as torch.fx has it.
+
+        Its inputs include the weights; its last output is that of `check_indices`, if the method
+        checks any.
+        """
         return self._graph_module
 
     @property
@@ -128,8 +139,26 @@ class Method:
 
         Returns:
           A tensor for each of `contract.tensor_outputs`, in that order.
+
+        Raises:
+          DataViolation: the method cannot take these values.
+        """
+        return self.finish(self.start(tensors))
+
+    def start(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Does what `run` does, without waiting for a device that computes meanwhile.
+
+        Returns tensors for `finish`, which may be moved to the host before.
         """
         return [value for value in self._execute(tensors) if isinstance(value, torch.Tensor)]
+
+    def finish(self, results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns the outputs among what `start` returned, once that is there.
+
+        Raises:
+          DataViolation: see `run`.
+        """
+        return list(_checked(results, len(self.contract.tensor_outputs)))
 
     def _execute(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
         # Engines keep no record for gradients.
@@ -171,9 +200,10 @@ class Method:
 
         Raises:
           ContractViolation: naming every way in which the call breaks the contract.
+          DataViolation: the method cannot take these values.
         """
         tensors, binding = self._checked_tensors(args, kwargs)
-        values = self._execute(tensors)
+        values = _checked(self._execute(tensors), self._computed)
         if self._engine is not None:
             self._check_promised(values, binding)
         results = iter(values)
@@ -232,13 +262,26 @@ class Method:
                 )
 
 
-def _check_outputs(contract: Contract, graph: pb.Graph) -> None:
+def _count_computed(contract: Contract, graph: pb.Graph) -> int:
+    """Returns how many outputs a graph computes, which has to be all that are no constants."""
     computed = sum(spec.tensor is not None or spec.integer is not None for spec in contract.outputs)
     if computed != len(graph.outputs):
         raise CorruptProgramError(
             f"method '{contract.method}' promises {computed} outputs, its graph has "
             f"{len(graph.outputs)}"
         )
+    return computed
+
+
+def _checked(results: Sequence[Any], promised: int) -> Sequence[Any]:
+    """Returns as many results, if what `check_indices` has found, behind them, is nothing."""
+    for is_out_of_range in results[promised:]:
+        if is_out_of_range.item():
+            raise DataViolation(
+                "a value of an input selects an element that does not exist, such as a token "
+                "outside the vocabulary"
+            )
+    return results[:promised]
 
 
 class Program:
@@ -262,6 +305,7 @@ class Program:
         cases: Callable[[], Sequence[Case]] = tuple,
         sources: pb.Sources | None = None,
         torch_version: str = torch.__version__.partition("+")[0],
+        checks_indices: bool | None = None,
     ) -> None:
         """Use `slipway.export.export` or `load`.
 
@@ -275,6 +319,7 @@ class Program:
           cases: reads the cases, which not everybody wants.
           sources: where in the model's code things come from.
           torch_version: of the torch that captured it.
+          checks_indices: see `load`.
         """
         if len(contracts) != len(graphs.methods):
             raise CorruptProgramError(
@@ -297,7 +342,14 @@ class Program:
         self._live = {name: live[name] for name in self._state}
         tensors = list(live.values())
         self.methods: dict[str, Method] = {
-            name: Method(contract, graph, module, tensors, device)
+            name: Method(
+                contract,
+                graph,
+                module,
+                tensors,
+                device,
+                checks_indices=device.type != "cpu" if checks_indices is None else checks_indices,
+            )
             for (name, contract), graph, module in zip(
                 contracts.items(), graphs.methods, modules, strict=True
             )
@@ -408,6 +460,7 @@ def load(
     custom_ops: Collection[str] = (),
     verify: Verification = "full",
     snapshot: bool = False,
+    checks_indices: bool | None = None,
 ) -> Program:
     """Returns the program in a directory.
 
@@ -420,6 +473,10 @@ def load(
         SHA-256, or "sizes", of very large weights, how many there are and which tensors.
       snapshot: whether to keep the weights in memory of this process, for a directory that others
         may change or remove, rather than to map the files.
+      checks_indices: whether calls check that what they select exists, such as a token's embedding,
+        where that depends on values, and raise DataViolation if not. None for doing so on devices
+        other than the host. There an error would leave the device of no use to the process; on the
+        host torch raises one of its own without.
 
     Raises:
       CorruptProgramError: files are missing, truncated or malformed.
@@ -445,6 +502,7 @@ def load(
             cases=lambda: read_cases(directory, container.cases_index()),
             sources=container.sources_index(),
             torch_version=container.torch_version,
+            checks_indices=checks_indices,
         )
     except ProgramError as error:
         raise type(error)(f"{directory}: {error}") from error

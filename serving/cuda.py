@@ -56,19 +56,20 @@ class Cuda:
         with torch.inference_mode(), torch.cuda.stream(thread.stream):
             graph = thread.graphs.find(method, tensors)
             if graph is not None:
-                outputs = graph.launch(tensors)
+                results = graph.launch(tensors)
             else:
-                outputs = method.run([self._to_device(tensor) for tensor in tensors])
-            received = [_to_host(output) for output in outputs]
+                results = method.start([self._to_device(tensor) for tensor in tensors])
+            received = [_to_host(result) for result in results]
             thread.stream.synchronize()
+            outputs = method.finish(received)
             if (
                 graph is None
                 and self._graph_memory.left > 0
                 and thread.graphs.is_due(method, tensors)
             ):
-                recorded = thread.recorder.record(method, tensors, outputs)
+                recorded = thread.recorder.record(method, tensors, results)
                 thread.graphs.add(method, tensors, recorded)
-        return received, time.thread_time() - started
+        return outputs, time.thread_time() - started
 
     def available_memory(self) -> int:
         """Returns what the device has left, with what torch keeps of freed memory."""

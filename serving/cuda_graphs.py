@@ -75,7 +75,7 @@ class CudaGraph:
         Args:
           graph: the call.
           inputs: the tensors that it reads.
-          outputs: the tensors that it writes.
+          outputs: the tensors that it writes, for `Method.finish`.
         """
         self._graph = graph
         self._inputs = inputs
@@ -88,7 +88,8 @@ class CudaGraph:
           tensors: on the host, of the sizes that it was recorded with.
 
         Returns:
-          Its outputs, to which the next launch of any graph of the method writes again.
+          What `Method.start` returns, for a while: the next launch of any graph of the method
+          writes there again.
         """
         for place, tensor in zip(self._inputs, tensors, strict=True):
             place.copy_(tensor.pin_memory(), non_blocking=True)
@@ -120,13 +121,13 @@ class CudaGraphRecorder:
         Args:
           method: that has run such calls on the stream, which is the current one.
           tensors: the call's inputs, on the host.
-          expected: its outputs, on the device.
+          expected: what `Method.start` gave, on the device.
         """
         memory, device = self._memory, self._stream.device
         if method.changes_state or memory.left <= 0:
             return None
         inputs = [tensor.to(device) for tensor in tensors]
-        reader = find_value_read(lambda: method.run(inputs))
+        reader = find_value_read(lambda: method.start(inputs))
         if reader is not None:
             _log_without(method, f"{reader} looks at values")
             return None
@@ -164,7 +165,7 @@ class CudaGraphRecorder:
         # What other threads do meanwhile is on streams of their own.
         captured.capture_begin(pool, capture_error_mode="thread_local")
         try:
-            outputs = method.run(inputs)
+            outputs = method.start(inputs)
         finally:
             captured.capture_end()
         return CudaGraph(captured, inputs, outputs)

@@ -57,6 +57,17 @@ def test_several_threads_record_and_launch(tmp_path: Path) -> None:
         list(pool.map(run, range(400)))
 
 
+def test_an_index_out_of_range_leaves_the_device_of_use(tmp_path: Path) -> None:
+    device = Cuda(_PLACE, 2**30)
+    method = make_method(device, write_lookup, tmp_path)
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    for _ in range(8):
+        with pytest.raises(DataViolation, match="outside the vocabulary"):
+            device.run(method, [torch.full((1, 5), 3), mask])
+        (embedded, _), _ = device.run(method, [torch.ones(1, 5, dtype=torch.int64), mask])
+        assert embedded.tolist() == [[[2.0, 3.0]] * 5]
+
+
 def test_nothing_is_recorded_without_memory_for_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

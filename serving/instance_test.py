@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
 
-from slipway.program import Method
+from slipway.program import DataViolation, Method, load
+from slipway.program.interpreter import use_interpreter
 from slipway.serving.errors import (
     DeviceError,
     InternalError,
@@ -17,6 +19,7 @@ from slipway.serving.errors import (
 from slipway.serving.host import Host
 from slipway.serving.instance import Instance
 from slipway.serving.processors import Processors
+from slipway.tests.serving.programs import write_lookup
 
 
 class FakeMethod:
@@ -84,3 +87,29 @@ def test_failures_get_a_status_and_tell_no_internals(
     assert type(caught.value) is expected
     assert str(caught.value).startswith("model 'm' version 1 ")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_interpreted", [False, True])
+def test_an_index_out_of_range_is_found_by_programs_that_check(
+    tmp_path: Path, is_interpreted: bool
+) -> None:
+    write_lookup(tmp_path)
+    program = load(tmp_path, checks_indices=True)
+    if is_interpreted:
+        assert not use_interpreter(program)
+    method = program.methods["forward"]
+    instance = Instance("model 'm' version 1", method, Host(Processors(1)))
+    tokens, mask = torch.tensor([[0, 2]]), torch.ones(1, 2, dtype=torch.bool)
+    (embedded, kept), _ = instance.run([tokens, mask])
+    assert embedded.tolist() == [[[0.0, 1.0], [4.0, 5.0]]]
+    assert kept.tolist() == [[False, False]]
+    for wrong in (-1, 3):
+        tokens[0, 1] = wrong
+        with pytest.raises(InvalidRequestError, match="refused the request: a value of an input"):
+            instance.run([tokens, mask])
+        with pytest.raises(DataViolation, match="outside the vocabulary"):
+            program(tokens, mask)
+        # Nothing fails on the way, which on a device would be for good.
+        results = method.start([tokens, mask])
+        with pytest.raises(DataViolation):
+            method.finish(results)

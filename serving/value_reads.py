@@ -32,18 +32,19 @@ def find_value_read(call: Callable[[], object]) -> str | None:
 
     Returns None if there is none. Torch marks such operators, but does not mark all of them.
     """
-    with _Watch() as watch:
+    watch = _Watch()
+    with watch:
         call()
     return watch.found
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[misc]
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees the operators that its thread runs."""
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: str | None = None
 
     def __torch_dispatch__(

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from slipway.program.index_checks import check_indices
+from slipway.program.interpreter import InterpretedGraph
+
+_aten = torch.ops.aten
+
+_TABLE = torch.arange(12.0).reshape(4, 3)
+_INDEX = torch.tensor([[3, 0, 2]])
+
+
+def traced(function: Callable[..., object], *examples: torch.Tensor) -> fx.GraphModule:
+    """Returns the graph of a function of the table and of indices."""
+    module = make_fx(function, pre_dispatch=True)(_TABLE, *examples)
+    output = module.graph.output_node()
+    if not isinstance(output.args[0], tuple):
+        output.args = ((output.args[0],),)
+        module.recompile()
+    return module
+
+
+def runners(module: fx.GraphModule) -> list[Callable[[Sequence[torch.Tensor]], Sequence[object]]]:
+    """Returns what runs a graph, in Python and in torch's interpreter, given all but the table."""
+    engine = InterpretedGraph(module.graph, {0: _TABLE})
+    return [lambda given: module(_TABLE, *given), engine.run]
+
+
+LOOKUPS: dict[str, tuple[Callable[..., object], int, int]] = {
+    # How it looks something up, and the least and the largest index.
+    "embedding": (lambda t, i: _aten.embedding.default(t, i), 0, 3),
+    "embedding_bag": (
+        lambda t, i: _aten.embedding_bag.default(t, i[0], torch.zeros_like(i[0, :1]))[0],
+        0,
+        3,
+    ),
+    "index": (lambda t, i: t[i], -4, 3),
+    "index of the last": (lambda t, i: t[:, i], -3, 2),
+    "two indices": (lambda t, i: t[i, i.clamp(0, 2)], -4, 3),
+    "index_select": (lambda t, i: t.index_select(0, i[0]), 0, 3),
+    "index_select of the last": (lambda t, i: t.index_select(-1, i[0]), 0, 2),
+    "gather": (lambda t, i: t.gather(0, i), 0, 3),
+    "scatter": (lambda t, i: t.scatter(0, i, 7.0), 0, 3),
+    "scatter of another": (lambda t, i: t.scatter(1, i, t), 0, 2),
+    "scatter_add": (lambda t, i: t.scatter_add(0, i, t), 0, 3),
+    "scatter_reduce": (lambda t, i: t.scatter_reduce(0, i, t, "amax"), 0, 3),
+    "index_put": (lambda t, i: t.index_put((i[0],), t[:3]), -4, 3),
+    "index_put in place": (lambda t, i: t.clone().index_put_((i[0],), t[:3]), -4, 3),
+    "index_add": (lambda t, i: t.index_add(0, i[0], t[:3]), 0, 3),
+    "index_copy": (lambda t, i: t.index_copy(0, i[0], t[:3]), 0, 3),
+    "index_fill": (lambda t, i: t.index_fill(0, i[0], 1.0), 0, 3),
+    "computed": (lambda t, i: _aten.embedding.default(t, i * 2 - i), 0, 3),
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_says_whether_an_index_was_out_of_range(name: str) -> None:
+    function, least, most = LOOKUPS[name]
+    module = traced(function, torch.zeros_like(_INDEX))
+    checked = check_indices(module, {0})
+    assert checked is not module
+    for first, second in zip(runners(module), runners(checked), strict=True):
+        for index in (_INDEX.clamp(least, most), torch.tensor([[least, most, 0]])):
+            expected, (actual, is_wrong) = first([index]), second([index])
+            assert not is_wrong
+            torch.testing.assert_close(actual, expected[0], rtol=0, atol=0)
+        for wrong in (least - 1, most + 1, 2**40):
+            _, is_wrong = second([torch.tensor([[0, wrong, 1]])])
+            assert is_wrong, wrong
+
+
+def test_any_of_several_lookups_counts() -> None:
+    def look_up(t: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return t[i], t.index_select(0, j[0])
+
+    checked = check_indices(traced(look_up, _INDEX, _INDEX + 0), {0})
+    wrong = torch.tensor([[1, 9, 1]])
+    for run in runners(checked):
+        assert not run([_INDEX, _INDEX])[-1]
+        assert run([wrong, _INDEX])[-1]
+        assert run([_INDEX, wrong])[-1]
+
+
+def test_masks_are_left_alone() -> None:
+    def look_up(t: torch.Tensor, mask: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        return t[None][mask, i]
+
+    # The mask is of the first two dimensions, so that the index is of the third.
+    mask, index = torch.tensor([[True, False, True, False]]), torch.tensor([2, -3])
+    checked = check_indices(traced(look_up, mask, index), {0})
+    for run in runners(checked):
+        actual, is_wrong = run([mask, index])
+        assert not is_wrong
+        assert actual.tolist() == [2.0, 6.0]  # type: ignore[attr-defined]
+        assert run([mask, torch.tensor([3, 0])])[-1]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t, i: t[torch.arange(3)] + i.sum(),
+        lambda t, i: _aten.embedding.default(t, torch.full_like(i, 1).zero_() * 0),
+        lambda t, i: t + i,
+    ],
+)
+def test_what_depends_on_no_values_is_left_alone(function: Callable[..., object]) -> None:
+    module = traced(function, _INDEX)
+    assert check_indices(module, {0, 1}) is module
