@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from slipway.program.vmap import nesting_change
+
 __all__ = ["SCRIPTED", "check_indices"]
 
 _aten = torch.ops.aten
@@ -27,16 +29,24 @@ _OF_ROWS = {
 _ALONG_DIMENSION = {
     _aten.gather.default,
     _aten.index_add.default,
+    _aten.index_add_.default,
     _aten.index_copy.default,
+    _aten.index_copy_.default,
     _aten.index_fill.int_Scalar,
+    _aten.index_fill_.int_Scalar,
     _aten.index_select.default,
+    _aten.scatter.reduce,
     _aten.scatter.src,
     _aten.scatter.value,
+    _aten.scatter.value_reduce,
+    _aten.scatter_.reduce,
     _aten.scatter_.src,
     _aten.scatter_.value,
+    _aten.scatter_.value_reduce,
     _aten.scatter_add.default,
     _aten.scatter_add_.default,
     _aten.scatter_reduce.two,
+    _aten.scatter_reduce_.two,
 }
 # of these it is a list, of an index or none for each of the first dimensions.
 _INDEXING = {
@@ -106,7 +116,8 @@ def check_indices(module: fx.GraphModule, constants: Collection[int]) -> fx.Grap
     """Returns a graph that never has an index out of range, and says whether it would have.
 
     Args:
-      module: gives a tuple. It is not changed. Its subgraphs are left alone.
+      module: gives a tuple. It is not changed. Its subgraphs are left alone, and so is what it maps
+        over a dimension: whatever is computed there would have to leave it first.
       constants: those of its inputs that are always the same, by position. Indices that depend on
         no values but theirs are left alone.
 
@@ -118,15 +129,17 @@ def check_indices(module: fx.GraphModule, constants: Collection[int]) -> fx.Grap
     graph = changed.graph
     found = []
     varying: set[fx.Node] = set()
-    place = 0
+    place = depth = 0
     for node in list(graph.nodes):
+        depth += nesting_change(node)
         if node.op == "placeholder":
             if place not in constants:
                 varying.add(node)
             place += 1
         elif node.target not in _SIZES and not varying.isdisjoint(node.all_input_nodes):
             varying.add(node)
-            found += _checks(node, varying)
+            if not depth:
+                found += _checks(node, varying)
     if not found:
         return module
     output = graph.output_node()
@@ -154,6 +167,8 @@ def _checks(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
         dimension, place = node.args[1], 2
     elif target in _OF_ROWS:
         dimension, place = 0, 1
+    elif target is _aten.one_hot.default:
+        return _class_checks(node, varying)
     else:
         return []
     index = node.args[place]
@@ -162,6 +177,16 @@ def _checks(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
     bounded = _insert(node, bounded_index, node.args[0], dimension, index)
     node.update_arg(place, bounded)
     return [_insert(node, is_out_of_range, index, bounded)]
+
+
+def _class_checks(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
+    """Does what `_checks` does for the classes that `one_hot` makes columns of."""
+    classes, count = node.args
+    if classes not in varying or count == -1:  # as many as there are
+        return []
+    bounded = _insert(node, _aten.clamp.default, classes, 0, count - 1)
+    node.update_arg(0, bounded)
+    return [_insert(node, is_out_of_range, classes, bounded)]
 
 
 def _insert(node: fx.Node, function: Callable[..., Any], *arguments: Any) -> fx.Node:

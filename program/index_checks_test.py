@@ -9,6 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from slipway.program.index_checks import check_indices
 from slipway.program.interpreter import InterpretedGraph
+from slipway.program.vmap import VMAP_STEPS
 
 _aten = torch.ops.aten
 
@@ -55,6 +56,7 @@ LOOKUPS: dict[str, tuple[Callable[..., object], int, int]] = {
     "index_add": (lambda t, i: t.index_add(0, i[0], t[:3]), 0, 3),
     "index_copy": (lambda t, i: t.index_copy(0, i[0], t[:3]), 0, 3),
     "index_fill": (lambda t, i: t.index_fill(0, i[0], 1.0), 0, 3),
+    "one_hot": (lambda t, i: _aten.one_hot.default(i, 4), 0, 3),
     "computed": (lambda t, i: _aten.embedding.default(t, i * 2 - i), 0, 3),
 }
 
@@ -101,12 +103,39 @@ def test_masks_are_left_alone() -> None:
         assert run([mask, torch.tensor([3, 0])])[-1]
 
 
+def test_what_is_mapped_over_a_dimension_is_left_alone() -> None:
+    graph = fx.Graph()
+    table, index = graph.placeholder("table"), graph.placeholder("index")
+    outside = graph.call_function(_aten.index.Tensor, (table, [index]))
+    enter, add, remove, leave = (
+        VMAP_STEPS[f"vmap::_{name}"]
+        for name in (
+            "vmap_increment_nesting",
+            "add_batch_dim",
+            "remove_batch_dim",
+            "vmap_decrement_nesting",
+        )
+    )
+    graph.call_function(enter, (3, "error"))
+    row = graph.call_function(add, (index, 0, 1))
+    looked_up = graph.call_function(_aten.index.Tensor, (table, [row]))
+    inside = graph.call_function(remove, (looked_up, 1, 3, 0))
+    graph.call_function(leave, ())
+    graph.output((outside, inside))
+    checked = check_indices(fx.GraphModule(torch.nn.Module(), graph), {0})
+    index_value = torch.tensor([3, 0, 2])
+    outside_value, inside_value, is_wrong = checked(_TABLE, index_value)
+    assert not is_wrong
+    assert outside_value.tolist() == inside_value.tolist() == _TABLE[index_value].tolist()
+
+
 @pytest.mark.parametrize(
     "function",
     [
         lambda t, i: t[torch.arange(3)] + i.sum(),
         lambda t, i: _aten.embedding.default(t, torch.full_like(i, 1).zero_() * 0),
         lambda t, i: t + i,
+        lambda t, i: _aten.one_hot.default(i),
     ],
 )
 def test_what_depends_on_no_values_is_left_alone(function: Callable[..., object]) -> None:

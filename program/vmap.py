@@ -16,7 +16,7 @@ from torch._functorch import predispatch
 
 from slipway.program.errors import CorruptProgramError
 
-__all__ = ["VMAP_STEPS", "check_nesting", "leaving_nesting"]
+__all__ = ["VMAP_STEPS", "check_nesting", "leaving_nesting", "nesting_change"]
 
 VMAP_STEPS: dict[str, Callable[..., Any]] = {
     f"vmap::{step.__name__}": step
@@ -36,6 +36,11 @@ _CHANGES: dict[object, int] = {
 }
 
 
+def nesting_change(node: fx.Node) -> int:
+    """Returns how many more mapped dimensions there are after a node than before it."""
+    return _CHANGES.get(node.target, 0)
+
+
 def check_nesting(graph: fx.Graph) -> None:
     """Checks that a graph leaves each mapped dimension that it enters, and no other.
 
@@ -46,7 +51,7 @@ def check_nesting(graph: fx.Graph) -> None:
     """
     depth = 0
     for node in graph.nodes:
-        depth += _CHANGES.get(node.target, 0)
+        depth += nesting_change(node)
         if depth < 0:
             break
     if depth:
@@ -64,7 +69,7 @@ def leaving_nesting(module: fx.GraphModule) -> Callable[..., Any]:
     """
     forward: Callable[..., Any] = module.forward
     if not any(
-        node.target in _CHANGES
+        nesting_change(node)
         for part in module.modules()
         if isinstance(part, fx.GraphModule)
         for node in part.graph.nodes

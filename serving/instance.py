@@ -24,6 +24,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _LOOKUP = re.compile(
     r"index out of range in self|index -?\d+ is out of bounds for dimension \d+ with size \d+"
+    r"|tried to access index -?\d+ on a tensor of \d+ elements"
+    r"|Class values must be (?:non-negative|smaller than num_classes)"
 )
 """What torch says on the host of an index that is a caller's value."""
 

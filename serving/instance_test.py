@@ -55,6 +55,12 @@ def failure_of(action: str) -> Exception:
                 torch.zeros(4)[torch.tensor([7])]
             case "gather":
                 torch.gather(torch.zeros(4), 0, torch.tensor([7]))
+            case "take":
+                torch.take(torch.zeros(4), torch.tensor([7]))
+            case "class":
+                torch.nn.functional.one_hot(torch.tensor([7]), 4)
+            case "negative class":
+                torch.nn.functional.one_hot(torch.tensor([-1]), 4)
             case "memory":
                 torch.empty(2**45)
             case _:
@@ -70,6 +76,9 @@ def failure_of(action: str) -> Exception:
         (failure_of("embedding"), InvalidRequestError),
         (failure_of("index"), InvalidRequestError),
         (failure_of("gather"), InvalidRequestError),
+        (failure_of("take"), InvalidRequestError),
+        (failure_of("class"), InvalidRequestError),
+        (failure_of("negative class"), InvalidRequestError),
         (failure_of("memory"), ResourceExhaustedError),
         (torch.OutOfMemoryError("CUDA out of memory"), ResourceExhaustedError),
         (MemoryError(), ResourceExhaustedError),
