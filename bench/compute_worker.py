@@ -1,6 +1,6 @@
 """Calls programs in a process of its own, for benchmarks: their outputs, and how fast they are.
 
-Usage: compute_worker.py REPOSITORY THREADS
+Usage: compute_worker.py REPOSITORY THREADS DEVICE
 
 Reads one JSON object a line and answers each with one:
 {"expected": MODEL, "to": FILE}                    writes the outputs for `subjects.inputs`: {}
@@ -35,15 +35,20 @@ from slipway.program import load
 
 
 class _Model:
-    def __init__(self, directory: Path, name: str) -> None:
-        self._program = load(directory)
+    def __init__(self, directory: Path, name: str, device: str) -> None:
+        self._device = device
+        self._program = load(directory, device)
         self._calls = [
             [torch.from_numpy(array) for array in arrays.values()] for arrays in inputs(name)
         ]
 
     def expected(self) -> list[Any]:
         with torch.inference_mode():
-            return [self._program(*call).numpy() for call in self._calls]
+            return [self._call(call).numpy() for call in self._calls]
+
+    def _call(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        output: torch.Tensor = self._program(*(tensor.to(self._device) for tensor in tensors))
+        return output.cpu()
 
     def time(
         self, batch: int, window: int, callers: int, threads: int, seconds: float
@@ -59,14 +64,14 @@ class _Model:
         @torch.inference_mode()
         def run() -> list[float]:
             torch.set_num_threads(max(1, threads // callers))
-            self._program(*batches[0])
+            self._call(batches[0])
             durations: list[float] = []
             end = time.perf_counter() + seconds
             # Whole rounds, as the calls differ in size.
             while not durations or time.perf_counter() < end:
                 for call in batches:
                     start = time.perf_counter()
-                    self._program(*call)
+                    self._call(call)
                     durations.append(time.perf_counter() - start)
             return durations
 
@@ -93,11 +98,11 @@ def _script(name: str, to: str) -> None:
 
 
 def main() -> None:
-    repository, threads = Path(sys.argv[1]), int(sys.argv[2])
+    repository, threads, device = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     # A thread that divides operators keeps helpers for good, and with more of them than processors
     # OpenMP makes all slow: only the callers' threads, which end, may have some.
     torch.set_num_threads(1)
-    models = {name: _Model(repository / name / "1", name) for name in SUBJECTS}
+    models = {name: _Model(repository / name / "1", name, device) for name in SUBJECTS}
     for line in sys.stdin:
         task = json.loads(line)
         answer: dict[str, float] = {}

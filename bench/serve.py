@@ -119,7 +119,7 @@ class System:
 def main() -> None:
     options = _parse()
     with contextlib.ExitStack() as stack:
-        worker = stack.enter_context(compute_worker(options.threads))
+        worker = stack.enter_context(compute_worker(options.threads, options.device))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         expected = {name: expected_outputs(worker, name) for name in options.models}
         server = stack.enter_context(slipway_server(options.server_flag))
@@ -262,6 +262,9 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=os.cpu_count(),
         help="of the computation in process, and of peers (default: one a core, %(default)s)",
     )
+    parser.add_argument(
+        "--device", default="cpu", help="of our server and of the computation in process"
+    )
     parser.add_argument("--models", type=_names, default=list(SUBJECTS), metavar="NAME,…")
     parser.add_argument("--connections", type=_numbers, default=[1, 8, 32], metavar="N,…")
     parser.add_argument(
@@ -273,6 +276,8 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     workspace = Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", ""))
     parser.add_argument("--to", type=Path, default=workspace / "docs" / "benchmarks", metavar="DIR")
     options = parser.parse_args(arguments)
+    if options.device != "cpu":
+        options.server_flag = [*options.server_flag, f"--device={options.device}"]
     options.rounds = options.rounds or (3 if options.quick else 7)
     options.seconds = options.seconds or (2.0 if options.quick else 4.0)
     return options

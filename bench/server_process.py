@@ -151,9 +151,9 @@ def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, s
     return [sys.executable, "-m", module, *arguments], environment
 
 
-def compute_worker(threads: int) -> Worker:
-    """Starts a worker that calls the example programs, with so many threads."""
-    command = "slipway.bench.compute_worker", str(example_repository()), str(threads)
+def compute_worker(threads: int, device: str = "cpu") -> Worker:
+    """Starts a worker that calls the example programs, with so many threads, on a device."""
+    command = "slipway.bench.compute_worker", str(example_repository()), str(threads), device
     return Worker(*module_command(*command))
 
 
