@@ -89,7 +89,7 @@ def resolve_device(text: str, setting: str = "--device") -> torch.device:
     if torch.version.cuda is None:
         raise StartupError(
             f"{setting} is {text}, but torch {torch.__version__} was built without CUDA: "
-            "use cpu, or lock a CUDA build of torch",
+            "use cpu, or build the server with --config=cuda (docs/serving.md#on-a-gpu)",
             exit_code=2,
         )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

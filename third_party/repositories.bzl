@@ -24,6 +24,14 @@ def python_repositories(*, interpreter = None, declared = []):
             lock = run_time_lock,
         )
 
+    # What --config=cuda has in its place.
+    if "python_cuda_site" not in declared:
+        python_site(
+            name = "python_cuda_site",
+            interpreter = interpreter,
+            lock = Label("//third_party:cuda_requirements.txt"),
+        )
+
     # What only Slipway's own tests and benchmarks use. A repository is made when a target needs it. Each
     # holds only what the run-time site lacks: a target that depends on both has no file twice.
     for name, lock in {
