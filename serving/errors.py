@@ -201,11 +201,14 @@ class OverloadedError(ResourceExhaustedError):
 
     Attributes:
       retry_after: when to try again, in seconds from now.
+      time_left: the seconds that the request had, if they were too few; None if it was refused
+        however many it had.
     """
 
-    def __init__(self, message: str, *, retry_after: float) -> None:
+    def __init__(self, message: str, *, retry_after: float, time_left: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.time_left = time_left
 
     @property
     def trailing_metadata(self) -> tuple[tuple[str, str], ...]:

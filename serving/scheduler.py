@@ -199,6 +199,7 @@ class Scheduler:
                         f"deadline: {queue.count} requests wait, which takes {wait:.3g} seconds, "
                         f"and it takes {own:.3g} itself",
                         retry_after=wait,
+                        time_left=pending.expires - pending.arrived,
                     )
                 self._next_expiry = min(self._next_expiry, pending.expires)
             self._memory.take(size)

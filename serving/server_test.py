@@ -544,3 +544,43 @@ def test_who_asks_for_too_much_is_not_read_while_others_wait(
     assert "was not read" in unread[0] and unread[1] > read
     kind = {"model": "", "version": "", "kind": "RESOURCE_EXHAUSTED"}
     assert running.metric("slipway_refusals_total", kind) == unread[1]
+
+
+def test_a_timeout_that_is_too_short_keeps_no_other_call_of_its_client_from_being_read(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.server.load(lambda: False)
+    for _ in range(3):
+        running.infer()  # so that it is known how long one takes
+    entered, go_on, submit = threading.Semaphore(0), threading.Event(), Scheduler.submit
+    original = Method.run
+
+    def run(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        entered.release()
+        assert go_on.wait(60)
+        return original(self, tensors)
+
+    def submit_slowly(self: Scheduler, pending: PendingRequest) -> None:
+        time.sleep(2e-3)  # so that calls come faster than they are read
+        submit(self, pending)
+
+    monkeypatch.setattr(Method, "run", run)
+    monkeypatch.setattr(Scheduler, "submit", submit_slowly)
+    infer = running.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    message = infer_request().SerializeToString()
+    busy = []
+    for _ in range(running.environment.options.instances):
+        busy.append(infer.future(message, timeout=60))
+        assert entered.acquire(timeout=60)
+    busy.append(infer.future(message, timeout=60))  # waits
+    hasty = infer_request()
+    hasty.parameters["timeout"].int64_param = 1
+    refused = [infer.future(hasty.SerializeToString(), timeout=60) for _ in range(200)]
+    try:
+        for call in refused:
+            assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "would not answer this request before its deadline" in call.details()
+    finally:
+        go_on.set()
+    for call in busy:
+        assert call.result()

@@ -158,7 +158,8 @@ class InferenceTransport:
 
         Args:
           peer: whose it was.
-          left: seconds until its deadline.
+          left: seconds that it had. Those of a parameter `timeout` cannot be told without reading,
+            so that they say nothing of other calls.
         """
         self._arrivals.note_refusal()
         if len(self._refused) >= _MOST_REFUSED:

@@ -116,7 +116,10 @@ class WireCall:
     def fail(self, error: ServingError) -> None:
         """Answers with a status. May be called from any thread."""
         if isinstance(error, OverloadedError):
-            self._transport.note_refusal(self._call.peer(), self.deadline - time.monotonic())
+            left = error.time_left
+            if left is None:
+                left = self.deadline - time.monotonic()
+            self._transport.note_refusal(self._call.peer(), left)
         self._fail(error)
 
     def cancel(self) -> None:
