@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from slipway.serving.errors import ServingError
@@ -54,7 +54,6 @@ class PendingRequest:
       arrived: when it came, by the monotonic clock, in seconds.
       expires: when it is of no use any more, by the same clock; infinite if never.
       record: what is noted of it, if it is observed.
-      removed: whether it has left the queue; kept by the queue.
     """
 
     request: InferenceRequest
@@ -62,7 +61,6 @@ class PendingRequest:
     arrived: float
     expires: float = math.inf
     record: RequestRecord | None = None
-    removed: bool = field(default=False, init=False)
 
     @property
     def rows(self) -> int:
@@ -73,6 +71,10 @@ class PendingRequest:
     def row_size(self) -> int:
         """Returns how many bytes one row of its inputs has."""
         return self.request.plan.row_size
+
+
+_Group = OrderedDict[PendingRequest, None]
+"""Requests that can share a batch, by arrival. Any of them can be taken out at once."""
 
 
 class RequestQueue:
@@ -86,26 +88,23 @@ class RequestQueue:
 
     def __init__(self) -> None:
         self.count = self.rows = self.size = 0
-        # By priority and by what requests must agree in to share a batch. A request that leaves
-        # before its turn stays where it is, marked, until it comes to the front.
-        self._groups: dict[tuple[int, tuple[int, ...] | None], deque[PendingRequest]] = {}
+        # By priority and by what requests must agree in to share a batch.
+        self._groups: dict[tuple[int, tuple[int, ...] | None], _Group] = {}
 
     def put(self, pending: PendingRequest) -> None:
-        self._groups.setdefault(_key(pending), deque()).append(pending)
+        self._groups.setdefault(_key(pending), OrderedDict())[pending] = None
         self._count(pending, 1)
 
     def remove(self, pending: PendingRequest) -> bool:
         """Takes a request out before its turn, and returns whether it was still there."""
-        if pending.removed:
-            return False
-        pending.removed = True
-        self._count(pending, -1)
         key = _key(pending)
-        group = self._groups[key]
-        while group and group[0].removed:
-            group.popleft()
+        group = self._groups.get(key)
+        if group is None or pending not in group:
+            return False
+        del group[pending]
         if not group:
             del self._groups[key]
+        self._count(pending, -1)
         return True
 
     def next_batch(
@@ -145,7 +144,7 @@ class RequestQueue:
 
     def __iter__(self) -> Iterator[PendingRequest]:
         for group in self._groups.values():
-            yield from (pending for pending in group if not pending.removed)
+            yield from group
 
     def _batch(
         self,
@@ -156,10 +155,10 @@ class RequestQueue:
         group = self._first_group()
         if group is None:
             return []
-        first = group[0]
+        first = next(iter(group))
         if first.request.plan.group is None:
             return [first]
-        others = [item for item in itertools.islice(group, 1, _LOOK_AHEAD) if not item.removed]
+        others = list(itertools.islice(group, 1, _LOOK_AHEAD))
         if any(pending.row_size != first.row_size for pending in others):
             others = _worth_padding(first, others, worth)
         batch = [first]
@@ -173,12 +172,13 @@ class RequestQueue:
             rows -= batch.pop().rows
         return batch
 
-    def _first_group(self) -> deque[PendingRequest] | None:
-        best: deque[PendingRequest] | None = None
+    def _first_group(self) -> _Group | None:
+        best: _Group | None = None
         best_rank = (math.inf, math.inf)
         for key, group in self._groups.items():
-            if (key[0], group[0].arrived) < best_rank:
-                best, best_rank = group, (key[0], group[0].arrived)
+            rank = (key[0], next(iter(group)).arrived)
+            if rank < best_rank:
+                best, best_rank = group, rank
         return best
 
     def _count(self, pending: PendingRequest, sign: int) -> None:

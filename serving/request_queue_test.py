@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,19 @@ def test_what_has_expired_is_taken_out(bench: Bench) -> None:
     assert queue.expired(late.expires) == [late]
     assert list(queue) == [never]
     assert queue.count == 1
+
+
+def test_what_leaves_before_its_turn_is_freed_at_once(bench: Bench) -> None:
+    queue = RequestQueue()
+    queue.put(bench.pending(lookup(), Answer()))
+    pending = bench.pending(lookup(), Answer())
+    queue.put(pending)
+    queue.put(bench.pending(lookup(), Answer()))
+    assert queue.remove(pending)
+    reference = weakref.ref(pending)
+    del pending
+    assert reference() is None
+    assert queue.count == 2
 
 
 @pytest.mark.parametrize(
