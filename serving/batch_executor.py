@@ -16,6 +16,7 @@ from slipway.program.expressions import symbols_of
 from slipway.program.torch_types import to_torch
 from slipway.serving.errors import (
     CancelledError,
+    DeadlineError,
     DeviceError,
     InternalError,
     ResourceExhaustedError,
@@ -178,6 +179,28 @@ class BatchExecutor:
         """Lets go of the program; no batch may come any more."""
         self._instance.release()
 
+    def drop(self, pending: PendingRequest, by: float) -> bool:
+        """Answers a request that is not to be run, and returns whether it is such a one.
+
+        Args:
+          pending: the request. Nobody wants its result if its client has gone.
+          by: when it would be answered, by the monotonic clock; its time may be over then.
+        """
+        if pending.reply.cancelled:
+            self.forget(pending)
+        elif pending.expires <= by:
+            self.fail(pending, self.deadline_error(pending))
+        else:
+            return False
+        return True
+
+    def deadline_error(self, pending: PendingRequest) -> DeadlineError:
+        """Returns what to answer to a request whose time was over before its turn."""
+        return DeadlineError(
+            f"{self.subject}: the request's time was over before its turn came; it waited for "
+            f"{time.monotonic() - pending.arrived:.3g} seconds, and was not run"
+        )
+
     def fail(self, pending: PendingRequest, error: ServingError) -> None:
         """Answers a request with an error."""
         _LOGGER.info(
@@ -204,6 +227,8 @@ class BatchExecutor:
         if len(batch) > 1:
             _LOGGER.info("%s: running %d requests one by one", self.subject, len(batch))
             for index, pending in enumerate(batch):
+                if self.drop(pending, time.monotonic()):
+                    continue  # the others may have taken long
                 try:
                     self.execute([pending])
                 except DeviceError as error:

@@ -22,7 +22,6 @@ from slipway.serving.arrivals import Arrivals
 from slipway.serving.batch_executor import BatchExecutor
 from slipway.serving.cost import BatchCost
 from slipway.serving.errors import (
-    DeadlineError,
     DeviceError,
     OverloadedError,
     ResourceExhaustedError,
@@ -187,7 +186,7 @@ class Scheduler:
                 )
             if pending.expires < math.inf:
                 if pending.expires <= pending.arrived:
-                    raise self._deadline_error(pending)
+                    raise self._executor.deadline_error(pending)
                 wait = self._wait_seconds()
                 # As if it were like all others: those that take long are not to be refused
                 # for ever because others still fit in.
@@ -384,26 +383,14 @@ class Scheduler:
           now: by the monotonic clock.
           seconds: how long the batch will take.
         """
-        if pending.reply.cancelled:
-            self._executor.forget(pending)
-            return False
         # One that waited is not run to be answered too late. One that did not is: there is nothing
         # else to do, and batches of another kind may take less.
         waited = now - pending.arrived > seconds
-        if pending.expires <= (now + seconds if waited else now):
-            self._executor.fail(pending, self._deadline_error(pending))
-            return False
-        return True
+        return not self._executor.drop(pending, now + seconds if waited else now)
 
     def _expire(self, pending: PendingRequest) -> None:
         self._memory.give_back(pending.request.size)
-        self._executor.fail(pending, self._deadline_error(pending))
-
-    def _deadline_error(self, pending: PendingRequest) -> DeadlineError:
-        return DeadlineError(
-            f"{self._executor.subject}: the request's time was over before its turn came; it "
-            f"waited for {time.monotonic() - pending.arrived:.3g} seconds, and was not run"
-        )
+        self._executor.fail(pending, self._executor.deadline_error(pending))
 
     def _forget(self, pending: PendingRequest) -> None:
         self._memory.give_back(pending.request.size)

@@ -340,6 +340,28 @@ def test_a_client_that_has_gone_is_not_run_for(make_bench: MakeBench) -> None:
     assert not gone.entered.is_set()
 
 
+def test_who_has_gone_or_is_late_is_not_run_for_again(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    busy = bench.occupy("lookup")
+    good = bench.submit(lookup([[1]]), Answer(is_held=True))
+    bad, gone = bench.submit(lookup([[77]])), bench.submit(lookup())
+    late = bench.submit(lookup(), expires_in=0.2)
+    expires = time.monotonic() + 0.2
+    busy.release()
+    good.wait()  # the first of them that is run alone
+    gone.cancelled = True
+    while time.monotonic() < expires:
+        pass
+    good.release()
+    bad.wait()
+    late.wait()
+    bench.repository.close()
+    assert isinstance(late.error, DeadlineError)
+    assert not gone.entered.is_set()
+    assert sizes(bench, "lookup") == {1: 2}
+    assert failures(bench, "lookup") == 3
+
+
 def test_bad_values_fail_alone(make_bench: MakeBench) -> None:
     bench = make_bench()
     busy = bench.occupy("lookup")
