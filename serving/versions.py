@@ -166,7 +166,10 @@ def _found(entry: os.DirEntry[str]) -> Found:
 
 
 def _is_listed(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith(".") and entry.is_dir()
+    try:
+        return not entry.name.startswith(".") and entry.is_dir()
+    except OSError:
+        return True  # such as a link in a circle; whoever reads it says what is wrong with it
 
 
 def _files(directory: Path) -> Iterator[tuple[str, int, int, int]]:

@@ -82,6 +82,16 @@ def test_a_link_to_a_version_is_one(tmp_path: Path) -> None:
     assert scan(tmp_path)[0].versions == (1,)
 
 
+def test_a_link_that_cannot_be_followed_stops_no_other(tmp_path: Path) -> None:
+    (tmp_path / "good" / "1").mkdir(parents=True)
+    (tmp_path / "good" / "2").symlink_to("2")
+    (tmp_path / "bad").symlink_to("bad")
+    bad, good = scan(tmp_path)
+    assert good.versions == (1, 2)
+    assert bad.is_unreadable
+    assert bad.problem == "its directory cannot be read: Too many levels of symbolic links"
+
+
 def test_a_directory_that_is_gone_is_told_apart_from_an_empty_one(tmp_path: Path) -> None:
     assert scan(tmp_path) == []
     with pytest.raises(StartupError, match=r"cannot read .*gone: No such file"):
