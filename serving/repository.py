@@ -92,8 +92,6 @@ class Repository(ServedModels):
                 exit_code=2,
             )
         for model in found:
-            if model.problem:
-                self._problems[model.name] = model.problem
             for version in self._chosen(model):
                 self._versions[model.name, version] = VersionRecord()
         missing = sorted((self._wanted or set()) - {model.name for model in found})
@@ -184,12 +182,12 @@ class Repository(ServedModels):
             problem = "" if model.is_missing else model.problem
             if not problem and self._is_wanted(name):
                 problem = self._policy(name).problem(model.versions)
-                if problem and problem != before:
-                    _LOGGER.error("model '%s': %s", name, problem)
             if problem:
                 self._problems[name] = problem
             for version in chosen:
                 self._versions.setdefault((name, version), VersionRecord())
+        if problem and problem != before:
+            _LOGGER.error("model '%s': %s", name, problem)
         if model.is_unreadable:
             return  # what is loaded goes on
         for version in chosen:

@@ -98,6 +98,17 @@ def test_a_broken_version_stops_no_other_and_keeps_its_reason(root: Path) -> Non
         repository.find("good", "11")
 
 
+def test_the_log_says_once_why_a_model_has_no_version(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = Repository(root)
+    for _ in range(2):
+        repository.update(LOADER)
+    texts = [record.getMessage() for record in caplog.records]
+    for name in ("no_version", "zero", "bad name"):
+        assert sum(text.startswith(f"model '{name}': ") for text in texts) == 1
+
+
 def test_unknown_models_and_versions_are_not_found(root: Path) -> None:
     repository = Repository(root)
     repository.update(LOADER)
