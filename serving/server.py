@@ -231,7 +231,10 @@ class InferenceServer:
                 UnavailableError("the server stops, and the message has not come")
             )
             self._health.cancel_watches()
-            stopped.wait()
+            # Clients that are there have closed their connections when their last call ended.
+            while not stopped.wait(_UNRESPONSIVE_SECONDS):
+                if not self._transport.has_calls:
+                    self._transport.stop(0)
         # A request that was cut off may still compute, and its thread would keep the process alive.
         idle = threading.Thread(target=self._close, daemon=True)
         idle.start()

@@ -27,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from slipway.program import Method
 from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving import transport
 from slipway.serving.errors import InvalidRequestError, OverloadedError, ServingError
 from slipway.serving.host import Host
 from slipway.serving.loader import Loader
@@ -262,6 +263,27 @@ def test_a_watch_that_nobody_reads_keeps_nobody_waiting(running: Running) -> Non
         assert running.health("") == health_pb2.HealthCheckResponse.SERVING
         assert running.server.drain(60)
         assert time.monotonic() - started < 30
+
+
+def test_a_connection_that_has_fallen_silent_does_not_hold_up_the_end(running: Running) -> None:
+    running.server.load(lambda: False)
+    host, port = running.address.split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
+        assert connection.recv(9)  # it has been accepted
+        started = time.monotonic()
+        assert running.server.drain(60)
+        assert time.monotonic() - started < 15  # gRPC would give up after 20
+
+
+def test_a_server_that_nobody_has_called_ends_at_once(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.server.load(lambda: False)
+    monkeypatch.setattr(transport, "_TAKE_IN_SECONDS", 60.0)
+    started = time.monotonic()
+    assert running.server.drain(60)
+    assert time.monotonic() - started < 30
 
 
 def test_calls_that_have_arrived_are_taken_in_before_the_server_stops(

@@ -194,8 +194,13 @@ class InferenceTransport:
         self._has_taken_all.wait(min(grace, _TAKE_IN_SECONDS))
         return self._server.stop(grace)
 
+    @property
+    def has_calls(self) -> bool:
+        """Returns whether a call has not ended."""
+        return bool(self._state.rpc_states)
+
     def _serve(self) -> None:
-        wake: float | None = None
+        wake: float | None = _NOW
         while not self._is_over:
             with self._turn:
                 # Without anything to do, wait for what comes.
