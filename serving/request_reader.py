@@ -33,6 +33,9 @@ DEFAULT_PRIORITY = 8
 
 _DIGEST_REQUESTED = "slipway_return_program_digest"
 
+_MOST_UNKNOWN = 100
+"""Inputs, or outputs, that a request may name beyond those of its model, to be told of each."""
+
 _KEPT_PLANS = 1024
 _KEPT_HEADER_SIZE = 4096
 
@@ -116,6 +119,7 @@ class RequestReader:
         return result
 
     def _plan(self, model: Model, request: protocol.ModelInferRequest) -> Plan:
+        _check_counts(model, request)
         headers = read_headers(model.subject, request)
         sources = {
             item.name: read_reference(
@@ -209,6 +213,24 @@ class RequestReader:
         }
         size = len(message) + sum(source.size for source in sources if source is not None)
         return InferenceRequest(plan, identifier, contents, size, destinations)
+
+
+def _check_counts(model: Model, request: protocol.ModelInferRequest) -> None:
+    """Raises InvalidRequestError for so many inputs or outputs that nobody wants to hear of each.
+
+    To look at thousands takes the thread that receives a tenth of a second.
+    """
+    problems = []
+    for role, given, known in (
+        ("INPUT", request.inputs, model.signature.inputs),
+        ("OUTPUT", request.outputs, model.signature.outputs),
+    ):
+        if len(given) > len(known) + _MOST_UNKNOWN:
+            what = f"{role.lower()}s"
+            problem = f"it has {len(given)} {what}, and the model has {len(known)}"
+            problems.append(FieldViolation(what, problem, f"UNKNOWN_{role}"))
+    if problems:
+        raise InvalidRequestError.of(model.subject, problems)
 
 
 def _typed_contents(

@@ -204,6 +204,19 @@ def test_raw_entries_must_be_as_many_as_inputs(reader: RequestReader, entries: i
     assert f"raw_input_contents has {entries} entries for 2 inputs" in str(refusal(reader, request))
 
 
+def test_far_too_many_inputs_and_outputs_are_one_violation_each(reader: RequestReader) -> None:
+    request = good()
+    for index in range(5000):
+        request.inputs.add(name=f"x{index}", datatype="FP32", shape=[1])
+    error = refusal(reader, request)
+    assert [(item.field, item.reason) for item in error.violations] == [("inputs", "UNKNOWN_INPUT")]
+    assert "refused the request: it has 5002 inputs, and the model has 2" in str(error)
+    request = good()
+    for index in range(5000):
+        request.outputs.add(name=f"x{index}")
+    assert "it has 5000 outputs, and the model has 2" in str(refusal(reader, request))
+
+
 def test_raw_and_typed_contents_must_not_be_mixed(reader: RequestReader) -> None:
     request = good()
     request.inputs[1].contents.int64_contents.append(1)
