@@ -158,7 +158,8 @@ class SchedulingSettings:
     max_batch_size: int = count(64, "rows of a batch of several requests, at most", metavar="ROWS")
     batch_delay_ms: float = setting(
         0.0,
-        "how long a request may wait for others after a batch, never while an instance is idle",
+        "how long a request may wait for others after a batch: for half of its time at most, and "
+        "never while an instance is idle",
         metavar="MS",
         minimum=0.0,
         maximum=60_000.0,

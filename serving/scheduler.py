@@ -301,11 +301,10 @@ class Scheduler:
             return batch
 
     def _await_more(self) -> None:
-        """Waits, after a batch, until the next is full or its first request waited long enough."""
+        """Waits, after a batch, until the next is full or a request waited long enough."""
         with self._condition:
             while self._queue.count and not self._is_closed and not self._idle:
-                oldest = min(pending.arrived for pending in self._queue)
-                remaining = oldest + self._options.batch_delay - time.monotonic()
+                remaining = min(map(self._latest_start, self._queue)) - time.monotonic()
                 if (
                     remaining <= 0
                     or self._queue.next_batch(self._max_rows, self._is_legal, self._cost.worth)
@@ -313,6 +312,11 @@ class Scheduler:
                 ):
                     return
                 self._condition.wait(remaining)
+
+    def _latest_start(self, pending: PendingRequest) -> float:
+        """Returns until when a request may wait for others; it is to be answered in time."""
+        delay = self._options.batch_delay
+        return pending.arrived + min(delay, (pending.expires - pending.arrived) / 2)
 
     def _may_start(self) -> bool:
         """Returns whether requests wait and an instance is free.

@@ -557,6 +557,17 @@ def test_a_batch_counts_as_being_run_until_it_was_answered(make_bench: MakeBench
     assert not all(rests() for _ in range(20))
 
 
+def test_who_has_little_time_is_not_kept_waiting_for_others(make_bench: MakeBench) -> None:
+    bench = make_bench(batch_delay=20.0)
+    busy = bench.occupy()
+    patient, hurried = bench.submit(affine()), bench.submit(affine(), expires_in=2.0)
+    busy.release()
+    hurried.wait()
+    patient.wait()
+    assert hurried.outputs and patient.outputs
+    assert sizes(bench) == {1: 1, 2: 1}
+
+
 def test_a_delay_lets_a_batch_fill(make_bench: MakeBench) -> None:
     bench = make_bench(batch_delay=3600.0)
     busy = bench.occupy()
