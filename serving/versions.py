@@ -151,7 +151,8 @@ def parse_version(text: str) -> int | None:
 def _found(entry: os.DirEntry[str]) -> Found:
     if _MODEL_NAME.fullmatch(entry.name) is None:
         reason = "the name must be letters, digits and any of _.+-, at most 128 of them"
-        return Found(entry.name, (), reason)
+        # Messages are UTF-8, and names of files are any bytes.
+        return Found(os.fsencode(entry.name).decode(errors="replace"), (), reason)
     try:
         names = sorted(item.name for item in os.scandir(entry.path) if _is_listed(item))
     except OSError as error:

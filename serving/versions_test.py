@@ -75,6 +75,13 @@ def test_what_lies_in_a_directory(tmp_path: Path) -> None:
     assert "letters, digits" in found["bad name"].problem
 
 
+def test_a_name_that_is_no_text_is_told_as_text(tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/mod\xe8le")
+    (model,) = scan(tmp_path)
+    assert model.name == "mod\N{REPLACEMENT CHARACTER}le"
+    assert "letters, digits" in model.problem
+
+
 def test_a_link_to_a_version_is_one(tmp_path: Path) -> None:
     (tmp_path / "store" / "abc").mkdir(parents=True)
     (tmp_path / "m").mkdir()
