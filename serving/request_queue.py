@@ -88,6 +88,7 @@ class RequestQueue:
 
     def __init__(self) -> None:
         self.count = self.rows = self.size = 0
+        self._rows_of_priority: dict[int, int] = {}
         # By priority and by what requests must agree in to share a batch.
         self._groups: dict[tuple[int, tuple[int, ...] | None], _Group] = {}
 
@@ -134,6 +135,10 @@ class RequestQueue:
         for pending in batch:
             self.remove(pending)
         return batch
+
+    def rows_before(self, priority: int) -> int:
+        """Returns how many rows are run before a request of this priority that comes now."""
+        return sum(rows for other, rows in self._rows_of_priority.items() if other <= priority)
 
     def expired(self, now: float) -> list[PendingRequest]:
         """Takes and returns the requests that have expired by `now`."""
@@ -185,6 +190,12 @@ class RequestQueue:
         self.count += sign
         self.rows += sign * pending.rows
         self.size += sign * pending.request.size
+        priority = pending.request.plan.priority
+        rows = self._rows_of_priority.get(priority, 0) + sign * pending.rows
+        if rows:
+            self._rows_of_priority[priority] = rows
+        else:
+            self._rows_of_priority.pop(priority, None)
 
 
 def _key(pending: PendingRequest) -> tuple[int, tuple[int, ...] | None]:

@@ -57,6 +57,10 @@ def test_batches_are_of_one_kind_the_most_urgent_first_and_everything_once(
         assert queue.count == len(waiting) == len(list(queue))
         assert queue.rows == sum(pending.rows for pending in waiting)
         assert queue.size == sum(pending.request.size for pending in waiting)
+        for priority in (1, 2, 3):
+            assert queue.rows_before(priority) == sum(
+                pending.rows for pending in waiting if pending.request.plan.priority <= priority
+            )
         batch = queue.take(max_rows, lambda _, rows: rows <= legal_rows)
         first = batch[0]
         urgency = [pending.request.plan.priority for pending in waiting]

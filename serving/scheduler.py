@@ -182,21 +182,22 @@ class Scheduler:
                     f"{self._executor.subject} has {queue.count} requests of {queue.size} bytes "
                     f"waiting, and at most {options.max_queue_requests} of "
                     f"{options.max_queue_bytes} may: try again later",
-                    retry_after=self._wait_seconds(),
+                    retry_after=self._seconds_until_run(queue.rows),
                 )
             if pending.expires < math.inf:
                 if pending.expires <= pending.arrived:
                     raise self._executor.deadline_error(pending)
-                wait = self._wait_seconds()
+                rows = queue.rows_before(pending.request.plan.priority)
+                wait = self._seconds_until_run(rows)
                 # As if it were like all others: those that take long are not to be refused
                 # for ever because others still fit in.
                 own = pending.rows * self._row_seconds
                 answered = pending.arrived + _RESERVE * (wait + own)
-                if queue.count and answered > pending.expires:
+                if rows and answered > pending.expires:
                     raise OverloadedError(
                         f"{self._executor.subject} would not answer this request before its "
-                        f"deadline: {queue.count} requests wait, which takes {wait:.3g} seconds, "
-                        f"and it takes {own:.3g} itself",
+                        f"deadline: what waits before it takes {wait:.3g} seconds, and it takes "
+                        f"{own:.3g} itself",
                         retry_after=wait,
                         time_left=pending.expires - pending.arrived,
                     )
@@ -434,9 +435,9 @@ class Scheduler:
             return self._cost.seconds(_padded_size(batch))
         return sum(pending.rows for pending in batch) * self._row_seconds
 
-    def _wait_seconds(self) -> float:
-        """Returns how long the requests that wait will take."""
-        return self._queue.rows * self._row_seconds / self._options.instances
+    def _seconds_until_run(self, rows: int) -> float:
+        """Returns how long so many rows will take that wait."""
+        return rows * self._row_seconds / self._options.instances
 
 
 def _size(batch: Sequence[PendingRequest]) -> int:

@@ -226,6 +226,19 @@ def test_a_request_is_not_taken_on_if_it_could_be_begun_in_time_but_not_answered
     assert waiting.outputs
 
 
+def test_what_is_less_urgent_takes_no_time_from_a_request(slow_lookup: Bench) -> None:
+    seconds = learn(slow_lookup, (16,))
+    busy = slow_lookup.occupy("lookup")
+    # Taken for long ones, as only these have been seen.
+    waiting = [slow_lookup.submit(lookup()) for _ in range(40)]
+    soon = 20 * seconds
+    with pytest.raises(OverloadedError, match="would not answer this request before"):
+        slow_lookup.submit(lookup(), expires_in=soon)
+    urgent = slow_lookup.submit(lookup(priority=7), expires_in=soon)
+    finish(slow_lookup, busy, [urgent, *waiting], "lookup")
+    assert urgent.outputs
+
+
 def test_a_request_is_not_run_if_it_takes_longer_than_there_is_left(slow_lookup: Bench) -> None:
     seconds = learn(slow_lookup, (16, 1, 1, 1, 1))
     busy = slow_lookup.occupy("lookup")
