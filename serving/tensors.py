@@ -216,8 +216,10 @@ def make_tensor(header: TensorHeader, content: memoryview) -> torch.Tensor:
     """Returns an input as a tensor on the host, which owns its memory.
 
     Copied rather than aliased: a model may write to its inputs, and received bytes are not aligned.
+    A bytearray is a copy already, for this tensor alone, of what lies in shared memory.
     """
-    return _tensor(bytearray(content), header.datatype, header.shape)
+    memory = content.obj if isinstance(content.obj, bytearray) else bytearray(content)
+    return _tensor(memory, header.datatype, header.shape)
 
 
 def make_batch(

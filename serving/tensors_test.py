@@ -55,6 +55,14 @@ def typed_request(
     return request
 
 
+def test_a_tensor_takes_a_copy_as_it_is_and_leaves_a_message_alone() -> None:
+    header = TensorHeader("x", 0, DATATYPES["UINT8"], (3,))
+    message, copy = bytes(3), bytearray(3)
+    for content in (message, copy):
+        make_tensor(header, memoryview(content)).fill_(7)
+    assert (message, copy) == (bytes(3), b"\7\7\7")
+
+
 def refusal(action: Callable[[], object]) -> str:
     with pytest.raises(InvalidRequestError) as caught:
         action()
