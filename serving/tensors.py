@@ -275,7 +275,9 @@ def tensor_contents(tensor: torch.Tensor) -> memoryview:
         return memoryview(b"")  # the strides of an empty tensor may forbid what follows
     if tensor.dtype in _VIEWABLE and tensor.is_cpu and tensor.is_contiguous():
         return tensor.detach().numpy().data.cast("B")
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    whole = tensor.detach().to("cpu").contiguous()
+    # A dimension of one element may have any stride, and a view as bytes needs 1.
+    flat = whole.as_strided((whole.numel(),), (1,))
     return flat.view(torch.uint8).numpy().data
 
 

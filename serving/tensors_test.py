@@ -136,6 +136,13 @@ def test_outputs_of_any_layout_are_encoded_row_major(layout: str) -> None:
     assert encode(tensor) == tensor.detach().contiguous().numpy().tobytes()
 
 
+@datatypes
+def test_an_output_of_one_element_is_encoded_whatever_its_stride(datatype: Datatype) -> None:
+    one = torch.tensor([[1, 0]]).to(datatype.dtype)[:, 0]
+    assert one.stride() == (2,)
+    assert torch.frombuffer(bytearray(encode(one)), dtype=datatype.dtype).tolist() == [1]
+
+
 def test_shapes_with_negative_sizes_are_refused() -> None:
     request = raw_request("FP32", (-1, 16), b"")
     text = refusal(lambda: read_headers("m", request))
