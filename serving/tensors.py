@@ -273,9 +273,14 @@ def tensor_contents(tensor: torch.Tensor) -> memoryview:
     """Returns the elements of `tensor`, from whatever device and layout, as raw contents."""
     if not tensor.numel():
         return memoryview(b"")  # the strides of an empty tensor may forbid what follows
-    if tensor.dtype in _VIEWABLE and tensor.is_cpu and tensor.is_contiguous():
+    if (
+        tensor.dtype in _VIEWABLE
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and not tensor.is_neg()  # as imaginary parts of conjugates are: of another sign in memory
+    ):
         return tensor.detach().numpy().data.cast("B")
-    whole = tensor.detach().to("cpu").contiguous()
+    whole = tensor.detach().resolve_neg().to("cpu").contiguous()
     # A dimension of one element may have any stride, and a view as bytes needs 1.
     flat = whole.as_strided((whole.numel(),), (1,))
     return flat.view(torch.uint8).numpy().data

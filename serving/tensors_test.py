@@ -63,6 +63,14 @@ def test_a_tensor_takes_a_copy_as_it_is_and_leaves_a_message_alone() -> None:
     assert (message, copy) == (bytes(3), b"\7\7\7")
 
 
+def test_an_output_that_torch_would_negate_when_it_is_read_is_encoded() -> None:
+    for size in (1, 3):
+        imaginary = torch.view_as_complex(torch.arange(2.0 * size).reshape(1, size, 2)).conj().imag
+        assert imaginary.is_neg()
+        expected = [-1.0, -3.0, -5.0][:size]
+        assert np.frombuffer(encode(imaginary), np.float32).tolist() == expected
+
+
 def refusal(action: Callable[[], object]) -> str:
     with pytest.raises(InvalidRequestError) as caught:
         action()
