@@ -61,8 +61,8 @@ class BatchExecutor:
         self._input_axes: tuple[int, ...] = ()
         self._output_axes: tuple[int, ...] = ()
         self._paddings: list[int] = []
-        # What to pad each input with, where one of its dimensions is padded.
-        self._values: list[float] = [0] * len(contract.tensor_inputs)
+        # What to pad each input with, along each dimension that is padded.
+        self._values: list[dict[int, float]] = [{} for _ in contract.tensor_inputs]
         self._is_padded = [False] * len(contract.tensor_outputs)
         self._dtypes = [to_torch(spec.dtype) for spec in contract.tensor_outputs.values()]
         self._shapes_of = lru_cache(_KEPT_SHAPES)(self._shapes)
@@ -82,9 +82,13 @@ class BatchExecutor:
                 )
                 for spec in contract.tensor_outputs.values()
             ]
-            for padding in batching.paddings:
-                for name, value in padding.values.items():
-                    self._values[list(contract.tensor_inputs).index(name)] = value
+            for symbol, padding in zip(self._paddings, batching.paddings, strict=True):
+                for values, (name, spec) in zip(
+                    self._values, contract.tensor_inputs.items(), strict=True
+                ):
+                    for dimension, size in enumerate(spec.shape):
+                        if any(reference.index == symbol for reference in symbols_of(size)):
+                            values[dimension] = padding.values[name]
 
     @property
     def subject(self) -> str:

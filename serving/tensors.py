@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -227,7 +227,7 @@ def make_batch(
     contents: Sequence[memoryview],
     axis: int,
     shape: tuple[int, ...],
-    value: float,
+    values: Mapping[int, float],
 ) -> torch.Tensor:
     """Returns the same input of several requests as one tensor, concatenated along `axis`.
 
@@ -237,7 +237,7 @@ def make_batch(
       axis: the dimension that the requests' sizes add up in.
       shape: of the whole. In its other dimensions it may be larger than an input, which is then
         padded at the end.
-      value: what to pad with.
+      values: what to pad with along each dimension that can be, one after the other.
     """
     first = headers[0]
     if not axis and all(header.shape[1:] == shape[1:] for header in headers):
@@ -246,16 +246,19 @@ def make_batch(
         # Each row is a run of bytes, and what it lacks another.
         pieces: list[bytes | memoryview] = []
         length = math.prod(shape[1:]) * first.datatype.item_size
-        filling = _element(value, first.datatype) * shape[1] * math.prod(shape[2:])
+        filling = _element(values[1], first.datatype) * shape[1] * math.prod(shape[2:])
         for header, content in zip(headers, contents, strict=True):
             row = math.prod(header.shape[1:]) * first.datatype.item_size
             for place in range(header.shape[0]):
                 pieces += (content[place * row : (place + 1) * row], filling[: length - row])
         return _tensor(bytearray().join(pieces), first.datatype, shape)
-    whole = torch.full(shape, value, dtype=first.datatype.dtype)
+    whole = torch.empty(shape, dtype=first.datatype.dtype)
     start = 0
     for header, content in zip(headers, contents, strict=True):
         part = whole.narrow(axis, start, header.shape[axis])
+        for dimension, value in values.items():
+            size = header.shape[dimension]
+            part.narrow(dimension, size, shape[dimension] - size).fill_(value)
         for dimension, size in enumerate(header.shape):
             part = part.narrow(dimension, 0, size)
         part.copy_(make_tensor(header, content))

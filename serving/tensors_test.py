@@ -222,7 +222,7 @@ def test_a_batch_is_the_concatenation_of_its_tensors(
         headers += read_headers("m", request).values()
         contents.append(memoryview(raw))
     shape[axis] = sum(sizes)
-    batch = make_batch(headers, contents, axis, tuple(shape), 0)
+    batch = make_batch(headers, contents, axis, tuple(shape), {})
     expected = torch.cat(tensors, dim=axis)
     assert batch.shape == expected.shape
     assert encode(batch) == encode(expected)
@@ -254,7 +254,7 @@ def test_requests_are_padded_at_the_end_of_what_they_lack(
         filled[tuple(map(slice, shape))] = part
         parts.append(filled)
     expected = torch.cat(parts, dim=axis)
-    batch = make_batch(headers, contents, axis, tuple(expected.shape), value)
+    batch = make_batch(headers, contents, axis, tuple(expected.shape), {1 - axis: value})
     assert (batch.dtype, batch.shape) == (expected.dtype, expected.shape)
     assert encode(batch) == encode(expected)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -15,9 +16,10 @@ from hypothesis import given, settings
 
 from slipway.program import Program, load
 from slipway.program.batching import Padding
+from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.model import Environment
 from slipway.serving.scheduler import SchedulingOptions
-from slipway.tests.serving.programs import LOOKUP_TABLE, write_lookup
+from slipway.tests.serving.programs import LOOKUP_TABLE, write_lookup, write_peaks
 from slipway.tests.serving.scheduling import Answer, Bench, lookup
 
 TABLE = LOOKUP_TABLE.numpy()
@@ -95,3 +97,28 @@ def test_at_first_lengths_that_differ_by_more_do_not(new_bench: Bench) -> None:
     after = statistics.batch_sizes()
     assert after.get(2, 0) == before.get(2, 0)
     assert after[1] == before.get(1, 0) + 3
+
+
+def test_each_dimension_of_an_input_is_padded_with_its_own_value(tmp_path: Path) -> None:
+    write_peaks(tmp_path / "peaks" / "1")
+    bench = Bench(tmp_path, Environment(SchedulingOptions(max_batch_size=4, batch_delay=1e-9)))
+    generator = np.random.default_rng(0)
+    shapes = [(1, 16, 16), (2, 15, 16), (1, 16, 15), (1, 13, 14), (1, 14, 14)]
+    given = [generator.standard_normal(shape).astype(np.float32) for shape in shapes]
+    first = bench.submit(peaks(given[0]), Answer(is_held=True))
+    bench.run("peaks")
+    first.wait()
+    answers = [bench.submit(peaks(x)) for x in given[1:]]
+    first.release()
+    bench.run("peaks")
+    for answer, x in zip(answers, given[1:], strict=True):
+        answer.wait()
+        np.testing.assert_allclose(answer.outputs["y"], x.max(2).sum(1), rtol=1e-5)
+    assert set(bench.model("peaks").statistics.batch_sizes()) != {1, 2}  # some were joined
+    bench.repository.close()
+
+
+def peaks(x: np.ndarray[Any, Any]) -> bytes:
+    request = protocol.ModelInferRequest(model_name="peaks", raw_input_contents=[x.tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    return request.SerializeToString()

@@ -8,8 +8,9 @@ power     x FP32 (n, n)                                     -> y FP32 (), slowly
 poison    x FP32 (batch, 4)                                 -> y FP32 (batch, 4), or a device fails
 columns   x FP32 (4, batch)                                 -> y FP32 (3, batch)
 checked   x FP32 (batch, 4), whose sum is at least zero     -> y FP32 (batch, 4)
+peaks     x FP32 (batch, rows, columns)                     -> y FP32 (batch)
 
-Requests for affine, lookup and columns may share batches.
+Requests for affine, lookup, columns and peaks may share batches.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import fx
 
 from slipway.program import Contract, InputSpec, OutputSpec, Program, Symbol, TensorSpec
-from slipway.program.batching import Batching, BatchingEvidence
+from slipway.program.batching import Batching, BatchingEvidence, Padding
 from slipway.program.expressions import Constant, SymbolReference
 from slipway.program.graph_codec import OperatorTable, graph_to_proto
 from slipway.program.scalar_types import ScalarType
@@ -161,6 +162,27 @@ def write_checked(directory: Path) -> None:
         [Symbol("batch", 1, 8)],
         {"x": TensorSpec(ScalarType.FLOAT32, shape)},
         {"y": TensorSpec(ScalarType.FLOAT32, shape)},
+    )
+    _write(directory, contract, build, {})
+
+
+def write_peaks(directory: Path) -> None:
+    """Writes `peaks`: y is the sum of the largest element of each row; both may be padded."""
+    batch, rows, columns = map(SymbolReference, range(3), ("batch", "rows", "columns"))
+
+    def build(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
+        largest = graph.call_function(torch.ops.aten.amax.default, (*nodes, [2]))
+        return [graph.call_function(torch.ops.aten.sum.dim_IntList, (largest, [1]))]
+
+    contract = _contract(
+        [Symbol("batch", 1, 8), Symbol("rows", 1, 16), Symbol("columns", 1, 16)],
+        {"x": TensorSpec(ScalarType.FLOAT32, (batch, rows, columns))},
+        {"y": TensorSpec(ScalarType.FLOAT32, (batch,))},
+        batch_symbol=0,
+        batching=dataclasses.replace(
+            _batching({"x": 0}, (0,)),
+            paddings=(Padding("rows", {"x": 0.0}), Padding("columns", {"x": -1e9})),
+        ),
     )
     _write(directory, contract, build, {})
 
