@@ -122,6 +122,13 @@ def test_unknown_models_and_versions_are_not_found(root: Path) -> None:
         repository.find("", "")
 
 
+def test_where_no_model_is_loaded_that_is_said(root: Path) -> None:
+    repository = Repository(root, only=[])
+    repository.update(LOADER)
+    with pytest.raises(NotFoundError, match=r"unknown model: 'good' is not found; none is loaded$"):
+        repository.find("good", "")
+
+
 @pytest.mark.parametrize("version", ["x", "0", "-1", "1.0", "01", "9" * 30, "٣"])
 def test_versions_are_positive_integers(root: Path, version: str) -> None:
     with pytest.raises(InvalidRequestError, match="version should be an integral value > 0"):

@@ -139,9 +139,9 @@ class ServedModels:
                 known = ", ".join(repr(item) for item in sorted(self._models)[:20])
                 if len(self._models) > 20:
                     known += f" and {len(self._models) - 20} more"
+                others = f"the models are {known}" if known else "none is loaded"
                 raise NotFoundError(
-                    f"Request for unknown model: {quoted(name)} is not found; "
-                    f"the models are {known}"
+                    f"Request for unknown model: {quoted(name)} is not found; {others}"
                 )
         if number is not None:
             statuses = {other: item for other, item in statuses.items() if other == number}
