@@ -84,6 +84,6 @@ class BatchCost:
             self._per_byte = (seconds - self._per_batch) / size if size else 0.0
             return
         slope = (self._product / self._weight - size * seconds) / variance
-        # Neither share is negative, whatever noise says.
+        # Neither share is negative, whatever noise and rounding say.
         self._per_byte = min(max(slope, 0.0), seconds / size)
-        self._per_batch = seconds - self._per_byte * size
+        self._per_batch = max(seconds - self._per_byte * size, 0.0)
