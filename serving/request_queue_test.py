@@ -9,13 +9,14 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.model import Environment
 from slipway.serving.request_queue import PendingRequest, RequestQueue
-from slipway.tests.serving.scheduling import Answer, Bench, lookup
+from slipway.tests.serving.scheduling import Answer, Bench, lookup, no_rows
 
-REQUESTS = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 4))
-"""Priority, length and rows."""
+REQUESTS = st.tuples(
+    st.sampled_from([1, 1, 1, 2]), st.sampled_from([1, 1, 1, 2]), st.sampled_from([1, 2, 3, 0])
+)
+"""Priority, length and rows, of which many can share a batch."""
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +32,7 @@ def pending_of(bench: Bench, priority: int, length: int, rows: int) -> PendingRe
     return bench.pending(message, Answer())
 
 
-def no_rows(length: int) -> bytes:
-    request = protocol.ModelInferRequest(model_name="lookup", raw_input_contents=[b"", b""])
-    request.inputs.add(name="tokens", datatype="INT64", shape=[0, length])
-    request.inputs.add(name="mask", datatype="BOOL", shape=[0, length])
-    return request.SerializeToString()
-
-
-@given(data=st.data(), wanted=st.lists(REQUESTS, max_size=16))
+@given(data=st.data(), wanted=st.lists(REQUESTS, min_size=4, max_size=16))
 def test_batches_are_of_one_kind_the_most_urgent_first_and_everything_once(
     bench: Bench, data: st.DataObject, wanted: list[tuple[int, int, int]]
 ) -> None:
@@ -46,12 +40,12 @@ def test_batches_are_of_one_kind_the_most_urgent_first_and_everything_once(
     waiting = [pending_of(bench, *item) for item in wanted]
     for pending in waiting:
         queue.put(pending)
-    for pending in data.draw(st.lists(st.sampled_from(waiting), unique=True)) if waiting else []:
+    for pending in data.draw(st.lists(st.sampled_from(waiting), unique=True)):
         assert queue.remove(pending)
         assert not queue.remove(pending)
         waiting.remove(pending)
-    max_rows = data.draw(st.integers(1, 6))
-    legal_rows = data.draw(st.integers(1, 6))
+    max_rows = data.draw(st.integers(1, 12))
+    legal_rows = data.draw(st.integers(1, 12))
 
     while waiting:
         assert queue.count == len(waiting) == len(list(queue))
@@ -111,6 +105,38 @@ def test_what_leaves_before_its_turn_is_freed_at_once(bench: Bench) -> None:
     assert queue.count == 2
 
 
+def padded_alike(bench: Bench, length: int, rows: int) -> PendingRequest:
+    """Returns a request as if lengths could be padded, and each element had one byte."""
+    pending = pending_of(bench, 1, length, rows)
+    plan = pending.request.plan
+    pending.request.plan = dataclasses.replace(plan, group=(0,), row_size=length)
+    return pending
+
+
+@pytest.mark.parametrize(
+    ("requests", "worth", "expected"),
+    [
+        # Equals as they came.
+        ([(8, 1), (6, 1), (6, 1), (9, 1), (9, 1)], 10**9, [0, 3, 4, 1, 2]),
+        # What a smaller one needs, it needs for each of its rows.
+        ([(8, 1), (6, 3), (9, 1)], 5, [0, 2]),
+        # It is padded to what the largest has.
+        ([(8, 1), (6, 1), (9, 1)], 2, [0, 2]),
+        # A quarter of all rows of a smaller one, or of all those that a larger one has padded.
+        ([(8, 1), (6, 2)], None, [0, 1]),
+        ([(6, 2), (8, 1)], None, [0, 1]),
+    ],
+)
+def test_padding_is_counted_in_bytes_of_all_rows(
+    bench: Bench, requests: list[tuple[int, int]], worth: float | None, expected: list[int]
+) -> None:
+    queue = RequestQueue()
+    waiting = [padded_alike(bench, *item) for item in requests]
+    for pending in waiting:
+        queue.put(pending)
+    assert queue.take(16, lambda _, rows: True, worth) == [waiting[index] for index in expected]
+
+
 @pytest.mark.parametrize(
     ("worth", "expected"),
     [
@@ -126,10 +152,6 @@ def test_requests_are_padded_as_far_as_that_is_worth_a_batch_less(
 ) -> None:
     queue = RequestQueue()
     for length in (8, 3, 12, 6, 9, 8, 4, 7, 5):
-        pending = pending_of(bench, 1, length, 1)
-        # As if lengths could be padded, and each element had one byte.
-        plan = dataclasses.replace(pending.request.plan, group=(0,), row_size=length)
-        pending.request.plan = plan
-        queue.put(pending)
+        queue.put(padded_alike(bench, length, 1))
     batch = queue.take(16, lambda _, rows: True, worth)
     assert [pending.row_size for pending in batch] == expected

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +26,8 @@ from slipway.serving.errors import (
 from slipway.serving.memory_budget import MemoryBudget
 from slipway.serving.model import Environment
 from slipway.serving.plan import InferenceRequest
-from slipway.serving.scheduler import SchedulingOptions
-from slipway.tests.serving.scheduling import Answer, Bench, affine, columns, lookup
+from slipway.serving.scheduler import ClosedError, SchedulingOptions
+from slipway.tests.serving.scheduling import Answer, Bench, affine, columns, lookup, no_rows
 
 MakeBench = Callable[..., Bench]
 
@@ -47,6 +49,7 @@ def make_bench(tmp_path: Path) -> Iterator[MakeBench]:
     yield make
     for bench in benches:
         bench.repository.close()
+        assert not bench.memory.used
 
 
 def sizes(bench: Bench, name: str = "affine") -> dict[int, int]:
@@ -55,6 +58,14 @@ def sizes(bench: Bench, name: str = "affine") -> dict[int, int]:
 
 def failures(bench: Bench, name: str = "affine") -> int:
     return bench.model(name).statistics.to_proto(name, 1).inference_stats.fail.count
+
+
+def learn_rows(bench: Bench) -> None:
+    """Has it learn what a row of affine takes."""
+    for _ in range(3):
+        answer = bench.submit(affine())
+        bench.run()
+        answer.wait()
 
 
 def finish(bench: Bench, busy: Answer, answers: Sequence[Answer], name: str = "affine") -> None:
@@ -136,24 +147,31 @@ def test_as_many_batches_run_at_once_as_there_are_instances(make_bench: MakeBenc
 
 def test_a_queue_is_bounded_in_requests(make_bench: MakeBench) -> None:
     bench = make_bench(max_queue_requests=2)
+    learn_rows(bench)
     busy = bench.occupy()
     answers = [bench.submit(affine()) for _ in range(2)]
-    with pytest.raises(OverloadedError, match=r"has 2 requests of .* waiting, and at most 2 "):
+    with pytest.raises(
+        OverloadedError, match=r"has 2 requests of .* waiting, and at most 2 "
+    ) as caught:
         bench.submit(affine())
+    assert caught.value.retry_after > 0
     finish(bench, busy, answers)
     assert all(answer.error is None for answer in answers)
 
 
-def test_a_queue_is_bounded_in_bytes_but_takes_one_request_always(make_bench: MakeBench) -> None:
+@pytest.mark.parametrize(("sizes", "taken"), [(0.5, 1), (1.9, 1), (2.0, 2), (2.9, 2)])
+def test_a_queue_is_bounded_in_bytes_but_takes_one_request_always(
+    make_bench: MakeBench, sizes: float, taken: int
+) -> None:
     size = len(affine())
-    bench = make_bench(max_queue_bytes=size // 2)
+    bench = make_bench(max_queue_bytes=int(sizes * size))
     busy = bench.occupy()
-    answer = bench.submit(affine())
-    assert bench.model("affine").scheduler.queued == (1, size)
+    answers = [bench.submit(affine()) for _ in range(taken)]
+    assert bench.model("affine").scheduler.queued == (taken, taken * size)
     with pytest.raises(OverloadedError):
         bench.submit(affine())
-    finish(bench, busy, [answer])
-    assert answer.outputs
+    finish(bench, busy, answers)
+    assert all(answer.outputs for answer in answers)
 
 
 def test_memory_is_bounded_over_all_models_and_freed_by_answers(make_bench: MakeBench) -> None:
@@ -170,10 +188,9 @@ def test_memory_is_bounded_over_all_models_and_freed_by_answers(make_bench: Make
 
 def test_a_request_that_cannot_be_run_in_time_is_refused_at_once(make_bench: MakeBench) -> None:
     bench = make_bench()
-    for _ in range(3):  # it learns what a row takes
-        answer = bench.submit(affine())
-        bench.run()
-        answer.wait()
+    learn_rows(bench)
+    # Unless nothing waits: there is nothing else to do.
+    bench.submit(affine(), expires_in=1e-9)
     busy = bench.occupy()
     waiting = [bench.submit(affine()) for _ in range(3)]
     with pytest.raises(OverloadedError, match="would not answer this request before") as caught:
@@ -184,19 +201,26 @@ def test_a_request_that_cannot_be_run_in_time_is_refused_at_once(make_bench: Mak
     assert answer.outputs
 
 
-@pytest.fixture
-def slow_lookup(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """Lookup takes 12.5 ms of a processor for each token."""
+def spend_processor(
+    monkeypatch: pytest.MonkeyPatch, seconds: Callable[[torch.Tensor], float]
+) -> None:
+    """Has every model take as long for its first input, of a processor."""
     original = Method.run
 
     def run(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         # What only waited would be run by the thread that receives.
-        end = time.thread_time() + tensors[0].numel() / 80
+        end = time.thread_time() + seconds(tensors[0])
         while time.thread_time() < end:
             pass
         return original(self, tensors)
 
     monkeypatch.setattr(Method, "run", run)
+
+
+@pytest.fixture
+def slow_lookup(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Lookup takes 12.5 ms of a processor for each token."""
+    spend_processor(monkeypatch, lambda tokens: tokens.numel() / 80)
     return make_bench()
 
 
@@ -241,6 +265,7 @@ def test_what_is_less_urgent_takes_no_time_from_a_request(slow_lookup: Bench) ->
 
 def test_a_request_is_not_run_if_it_takes_longer_than_there_is_left(slow_lookup: Bench) -> None:
     seconds = learn(slow_lookup, (16, 1, 1, 1, 1))
+    assert not slow_lookup.model("lookup").scheduler.is_inline
     busy = slow_lookup.occupy("lookup")
     late = slow_lookup.submit(lookup([[1] * 16]), expires_in=3.5 * seconds)
     time.sleep(3 * seconds)  # longer than it takes, or it would be tried all the same
@@ -250,11 +275,56 @@ def test_a_request_is_not_run_if_it_takes_longer_than_there_is_left(slow_lookup:
     assert "was not run" in str(late.error)
 
 
+@pytest.mark.parametrize("instances", [1, 2])
+def test_who_is_refused_is_told_how_long_the_rows_that_wait_take(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, instances: int
+) -> None:
+    spend_processor(monkeypatch, lambda x: 2e-3 * x.shape[0])
+    bench = make_bench(instances=instances)
+    seconds = []
+    for _ in range(5):
+        started = time.monotonic()
+        answer = bench.submit(affine(rows=8))
+        bench.run()
+        answer.wait()
+        while bench.model("affine").scheduler.running:
+            time.sleep(0)
+        seconds.append(time.monotonic() - started)
+    busy = bench.occupy()
+    waiting = bench.submit(affine(rows=8))
+    with pytest.raises(OverloadedError) as caught:
+        bench.submit(affine(), expires_in=1e-9)
+    assert 16e-3 <= caught.value.retry_after * instances <= max(seconds)
+    finish(bench, busy, [waiting])
+
+
+def test_requests_without_rows_are_answered_and_others_after_them(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    for message in (lookup(), lookup(), no_rows(3), lookup()):
+        answer = bench.submit(message)
+        bench.run("lookup")
+        answer.wait()
+        assert answer.outputs
+
+
 def test_a_request_whose_time_is_over_is_refused_at_once(make_bench: MakeBench) -> None:
     bench = make_bench()
     with pytest.raises(DeadlineError):
         bench.submit(affine(), expires_in=0)
     assert bench.model("affine").scheduler.queued == (0, 0)
+
+
+def test_a_request_that_did_not_wait_is_tried_however_long_it_seems_to_take(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+    with monkeypatch.context() as patch:
+        spend_processor(patch, lambda tokens: 0.03)
+        learn(bench, (1, 1))
+    answer = bench.submit(lookup([[1] * 16] * 4), expires_in=1.5)  # by that it takes 1.9 seconds
+    bench.run("lookup")
+    answer.wait()
+    assert answer.outputs
 
 
 @pytest.mark.parametrize("is_looked_for", [True, False])
@@ -263,11 +333,12 @@ def test_a_request_that_expires_in_the_queue_is_never_run(
 ) -> None:
     bench = make_bench()
     busy = bench.occupy()
-    late = bench.submit(affine(), expires_in=1e-9)
-    good = bench.submit(affine())
+    late, good = bench.submit(affine(), expires_in=1e-9), Answer()
+    pending = bench.pending(affine(), good, expires_in=3600)
     scheduler = bench.model("affine").scheduler
+    scheduler.submit(pending)
     if is_looked_for:
-        assert scheduler.expire() == float("inf")
+        assert scheduler.expire() == pending.expires
         late.wait()
         assert scheduler.queued == (1, len(affine()))
     finish(bench, busy, [late, good])
@@ -350,6 +421,7 @@ def test_a_client_that_has_gone_is_not_run_for(make_bench: MakeBench) -> None:
     gone.cancelled = True
     finish(bench, busy, [good])
     assert sizes(bench) == {1: 2}
+    assert failures(bench) == 1
     assert not gone.entered.is_set()
 
 
@@ -418,25 +490,43 @@ def test_too_little_memory_for_a_batch_lowers_the_batch_and_fails_nobody(
     assert sizes(bench) == {1: 8, 3: 2}
 
 
-def test_a_lowered_batch_is_raised_again(
-    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("batches", "largest"),
+    [
+        ({2: 90}, 2),
+        ({2: 100}, 3),
+        ({1: 100}, 2),  # they were not full
+        ({2: 100, 3: 90}, 3),
+        ({2: 100, 3: 100, 4: 100}, 5),
+    ],
+)
+def test_a_lowered_batch_is_raised_again_up_to_what_it_was(
+    make_bench: MakeBench,
+    monkeypatch: pytest.MonkeyPatch,
+    batches: dict[int, int],
+    largest: int,
 ) -> None:
-    bench = make_bench(batch_delay=1e-9)  # its own threads run all, and one can be held up
+    # With a delay, its own threads run all, and one can be held up.
+    bench = make_bench(max_batch_size=5, batch_delay=1e-9)
     with monkeypatch.context() as patch:
-        failing(patch, torch.OutOfMemoryError("out of memory"), above=3)
+        failing(patch, torch.OutOfMemoryError("out of memory"), above=2)
         busy = bench.occupy()
-        answers = [bench.submit(affine()) for _ in range(6)]
+        answers = [bench.submit(affine()) for _ in range(5)]
         busy.release()
         bench.run()
         for answer in answers:
             answer.wait()
-    for _ in range(100):
-        full = bench.submit(affine(rows=3))
-        bench.run()
-        full.wait()
+    for rows, count in batches.items():
+        for _ in range(count):
+            full = bench.submit(affine(rows=rows))
+            bench.run()
+            full.wait()
     busy = bench.occupy()
-    finish(bench, busy, [bench.submit(affine()) for _ in range(4)])
-    assert sizes(bench)[4] == 1
+    before = sizes(bench)
+    finish(bench, busy, [bench.submit(affine()) for _ in range(6)])
+    assert (
+        max(size for size, count in sizes(bench).items() if count > before.get(size, 0)) == largest
+    )
 
 
 def test_too_little_memory_for_one_request_is_its_own_error(
@@ -485,23 +575,26 @@ def test_a_device_that_fails_while_requests_run_one_by_one_answers_the_rest(
     assert all(isinstance(answer.error, DeviceError) for answer in answers)
 
 
-def test_a_model_that_takes_no_time_is_run_by_the_thread_that_receives(
-    make_bench: MakeBench,
-) -> None:
-    bench = make_bench()
-    scheduler = bench.model("affine").scheduler
-    assert not scheduler.is_inline
+def run_until_inline(bench: Bench) -> None:
+    """Brings requests to affine, one by one, until the thread that brings one runs it."""
     for _ in range(200):
         answer = bench.submit(affine())
         bench.run()
         answer.wait()
         if answer.thread is threading.current_thread():
-            break
-        while scheduler.running:  # what answered may not have ended yet
+            return
+        while bench.model("affine").scheduler.running:  # what answered may not have ended yet
             time.sleep(0)
-    else:
-        pytest.fail("every batch was handed over")
-    assert scheduler.is_inline
+    pytest.fail("every batch was handed over")
+
+
+def test_a_model_that_takes_no_time_is_run_by_the_thread_that_receives(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench()
+    assert not bench.model("affine").scheduler.is_inline
+    run_until_inline(bench)
+    assert bench.model("affine").scheduler.is_inline
 
 
 def test_a_batch_that_waits_for_something_is_not_left_to_others_for_that(
@@ -526,6 +619,97 @@ def test_a_batch_that_waits_for_something_is_not_left_to_others_for_that(
         while bench.model("affine").scheduler.running:
             time.sleep(0)
     pytest.fail("every batch was handed over")
+
+
+def test_others_go_before_the_threads_that_run_batches(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    answer = bench.submit(affine())
+    bench.run()
+    answer.wait()
+    assert answer.thread is not None
+    own, other = (
+        os.getpriority(os.PRIO_PROCESS, thread.native_id or 0)
+        for thread in (threading.current_thread(), answer.thread)
+    )
+    assert other > own or own == 19  # there is nothing lower
+
+
+def test_a_batch_much_larger_than_any_before_is_left_to_others(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    run_until_inline(bench)
+    large = bench.submit(affine(rows=8), Answer(is_held=True))
+    bench.run()
+    large.wait()
+    assert large.thread is not threading.current_thread()
+    # Who receives has no instance of its own.
+    waiting = bench.submit(affine())
+    bench.run()
+    assert bench.model("affine").scheduler.queued[0] == 1
+    large.release()
+    waiting.wait()
+
+
+def test_batches_of_a_size_that_becomes_slow_are_left_to_others(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+    run_until_inline(bench)
+    spend_processor(monkeypatch, lambda tensor: 4e-3)
+    for _ in range(3):
+        answer = bench.submit(affine())
+        bench.run()
+        answer.wait()
+        while bench.model("affine").scheduler.running:
+            time.sleep(0)
+    assert answer.thread is not threading.current_thread()
+
+
+@pytest.mark.parametrize(("learned", "expected"), [(0, {4: 1}), (10, {2: 2})])
+def test_instances_that_are_free_divide_what_is_known_to_be_worth_a_thread(
+    make_bench: MakeBench,
+    monkeypatch: pytest.MonkeyPatch,
+    learned: int,
+    expected: dict[int, int],
+) -> None:
+    spend_processor(monkeypatch, lambda x: 5e-3 * x.shape[0])
+    bench = make_bench(instances=2, batch_delay=1e-9)
+    scheduler = bench.model("affine").scheduler
+
+    def wait_for(answers: Sequence[Answer]) -> None:
+        bench.run()
+        for answer in answers:
+            answer.wait()
+        while scheduler.running:
+            time.sleep(0)
+
+    for _ in range(learned):
+        wait_for([bench.submit(affine())])
+    wait_for([bench.submit(affine()) for _ in range(4)])
+    assert {size: count for size, count in sizes(bench).items() if size > 1} == expected
+
+
+def test_batches_that_take_a_while_are_left_to_others_unless_requests_come_one_at_a_time(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spend_processor(monkeypatch, lambda tensors: 1e-3)
+    bench = make_bench(instances=2)
+    scheduler = bench.model("affine").scheduler
+
+    def are_left(count: int, others: int = 0) -> bool:
+        answers = [bench.submit(affine()) for _ in range(count)]
+        bench.run()
+        for answer in answers:
+            answer.wait()
+        while scheduler.running > others:
+            time.sleep(0)
+        return all(answer.thread is not threading.current_thread() for answer in answers)
+
+    run_until_inline(bench)
+    assert all(are_left(2) for _ in range(10))
+    busy = bench.occupy()
+    assert all(are_left(1, others=1) for _ in range(10))
+    busy.release()
+    run_until_inline(bench)
 
 
 def test_whoever_ends_a_batch_takes_in_what_has_arrived_unless_enough_waits(
@@ -586,12 +770,48 @@ def test_a_delay_lets_a_batch_fill(make_bench: MakeBench) -> None:
     busy = bench.occupy()
     answers = [bench.submit(affine())]
     busy.release()  # the first waits for others now
+    assert not answers[0].entered.wait(0.1)
     for _ in range(7):
         answers.append(bench.submit(affine()))
         bench.run()
     for answer in answers:
         answer.wait()
     assert sizes(bench) == {1: 1, 8: 1}
+
+
+def test_no_request_waits_for_longer_than_the_delay_because_others_came(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(batch_delay=3600.0)
+    busy = bench.occupy()
+    first = Answer()
+    pending = bench.pending(affine(), first)
+    pending.arrived -= 3600
+    bench.model("affine").scheduler.submit(pending)
+    second = bench.submit(affine())
+    busy.release()
+    first.wait()
+    second.wait()
+
+
+def test_there_is_no_delay_while_an_instance_is_idle(make_bench: MakeBench) -> None:
+    bench = make_bench(batch_delay=3600.0, instances=2)
+    busy = bench.occupy()
+    waiting = bench.submit(affine())
+    busy.release()
+    waiting.wait()
+
+
+def test_closing_waits_for_no_delay(make_bench: MakeBench) -> None:
+    bench = make_bench(batch_delay=3600.0)
+    busy = bench.occupy()
+    waiting = bench.submit(affine())
+    busy.release()
+    assert not waiting.entered.wait(0.1)
+    closing = threading.Thread(target=bench.repository.close)
+    closing.start()
+    waiting.wait()
+    closing.join()
 
 
 def test_closing_answers_what_waits_and_takes_no_more(make_bench: MakeBench) -> None:
@@ -606,3 +826,26 @@ def test_closing_answers_what_waits_and_takes_no_more(make_bench: MakeBench) -> 
     assert all(answer.outputs for answer in answers)
     with pytest.raises(UnavailableError, match="is being unloaded"):
         bench.submit(affine())
+
+
+def test_closing_waits_for_what_the_receiving_thread_leaves_to_others(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench()
+    run_until_inline(bench)
+    held = bench.submit(affine(), Answer(is_held=True))
+    receiving = threading.Thread(target=bench.run)
+    receiving.start()
+    held.wait()
+    large = bench.submit(affine(rows=8))
+    closing = threading.Thread(target=bench.repository.close)
+    closing.start()
+    with pytest.raises(ClosedError):
+        while True:
+            with contextlib.suppress(DeadlineError):
+                bench.submit(affine(), expires_in=0)
+    held.release()
+    for thread in (receiving, closing):
+        thread.join(60)
+        assert not thread.is_alive()
+    assert large.outputs

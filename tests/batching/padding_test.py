@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 
-from slipway.program import Program, load
+from slipway.program import Method, Program, load
 from slipway.program.batching import Padding
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.model import Environment
@@ -122,3 +125,22 @@ def peaks(x: np.ndarray[Any, Any]) -> bytes:
     request = protocol.ModelInferRequest(model_name="peaks", raw_input_contents=[x.tobytes()])
     request.inputs.add(name="x", datatype="FP32", shape=x.shape)
     return request.SerializeToString()
+
+
+def test_lengths_do_not_share_a_batch_once_padding_is_known_to_take_longer(
+    new_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Method.run
+
+    def slow(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        time.sleep(2e-3 * tensors[0].numel())
+        return run(self, tensors)
+
+    monkeypatch.setattr(Method, "run", slow)
+    for length in (1, 16) * 6:
+        answer = new_bench.submit(lookup([[0] * length]))
+        new_bench.run("lookup")
+        answer.wait()
+    run_together(new_bench, [[[0] * 15], [[1] * 16], [[2] * 15]])
+    sizes = new_bench.model("lookup").statistics.batch_sizes()
+    assert sizes.keys() == {1, 2}

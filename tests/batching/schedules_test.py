@@ -120,6 +120,7 @@ def check_counts(bench: Bench, answers: int) -> None:
             assert batch.batch_size <= (4 if name == "lookup" else 8)
         assert bench.model(name).scheduler.queued == (0, 0)
     assert total == answers
+    assert not bench.memory.used
 
 
 @dataclass

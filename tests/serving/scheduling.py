@@ -78,6 +78,7 @@ class Bench:
     Attributes:
       repository: with the models.
       reader: for one thread.
+      memory: of all requests.
       arrivals: for somebody to bring requests between batches.
     """
 
@@ -87,7 +88,7 @@ class Bench:
             directory = root / write.__name__.removeprefix("write_") / "1"
             if not directory.exists():
                 write(directory)
-        self.arrivals = environment.arrivals
+        self.arrivals, self.memory = environment.arrivals, environment.memory
         self.repository = Repository(root)
         self.repository.update(Loader(Host(Processors(1)), environment))
         self.reader = RequestReader(self.repository)
@@ -166,4 +167,12 @@ def lookup(tokens: Sequence[Sequence[int]] = ((0,),), **parameters: int) -> byte
     request.raw_input_contents.extend([array.tobytes(), (array == 1).tobytes()])
     for name, number in parameters.items():
         request.parameters[name].int64_param = number
+    return request.SerializeToString()
+
+
+def no_rows(length: int) -> bytes:
+    """Returns a request to lookup that has no rows."""
+    request = protocol.ModelInferRequest(model_name="lookup", raw_input_contents=[b"", b""])
+    request.inputs.add(name="tokens", datatype="INT64", shape=[0, length])
+    request.inputs.add(name="mask", datatype="BOOL", shape=[0, length])
     return request.SerializeToString()
