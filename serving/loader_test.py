@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from slipway.program import Method
 from slipway.serving.host import Host
 from slipway.serving.loader import Loader, LoadError
 from slipway.serving.model import Environment, Model
@@ -78,11 +79,26 @@ def test_a_snapshot_outlives_its_files(path: Path) -> None:
 
 def test_a_version_is_warmed_up_for_what_the_one_before_it_got(path: Path) -> None:
     (old,) = load(path)
-    old.executor.warm_up([(3,), (5,), (99,)])  # 99 breaks the contract
+    # 99 breaks the contract, and another version's contract may have had more symbols.
+    old.executor.warm_up([(3,), (5,), (99,), (3, 1)])
     (new,) = Loader(CPU, Environment()).load(path, "affine", 2, {"affine": old}, lambda _: False)
     assert new.executor.recent_bindings == [(3,), (5,)]
     old.scheduler.close()
     new.scheduler.close()
+
+
+def test_zeros_that_mean_nothing_to_a_model_are_no_hindrance(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model,) = load(path)
+
+    def fail(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        raise RuntimeError("zero")
+
+    monkeypatch.setattr(Method, "run", fail)
+    model.executor.warm_up([(3,)])
+    assert model.executor.recent_bindings == []
+    model.scheduler.close()
 
 
 def test_a_lack_of_the_machine_is_told_apart_from_a_fault_of_the_files(path: Path) -> None:

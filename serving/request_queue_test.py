@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from slipway.serving.model import Environment
-from slipway.serving.request_queue import PendingRequest, RequestQueue
+from slipway.serving.request_queue import PendingRequest, RequestQueue, log_context
 from slipway.tests.serving.scheduling import Answer, Bench, lookup, no_rows
 
 REQUESTS = st.tuples(
@@ -103,6 +103,15 @@ def test_what_leaves_before_its_turn_is_freed_at_once(bench: Bench) -> None:
     del pending
     assert reference() is None
     assert queue.count == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [("ModelInfer", "call"), ("ModelStreamInfer", "call/request")]
+)
+def test_requests_of_a_stream_are_told_apart_in_the_log(method: str, expected: str) -> None:
+    reply = Answer()
+    reply.method, reply.metadata = method, (("x-request-id", "call"),)
+    assert log_context(reply, b"request") == {"request_id": expected}
 
 
 def padded_alike(bench: Bench, length: int, rows: int) -> PendingRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import threading
 import time
@@ -25,6 +26,7 @@ from slipway.serving.errors import (
 )
 from slipway.serving.memory_budget import MemoryBudget
 from slipway.serving.model import Environment
+from slipway.serving.observation import RequestObserver
 from slipway.serving.plan import InferenceRequest
 from slipway.serving.scheduler import ClosedError, SchedulingOptions
 from slipway.tests.serving.scheduling import Answer, Bench, affine, columns, lookup, no_rows
@@ -457,6 +459,33 @@ def test_bad_values_fail_alone(make_bench: MakeBench) -> None:
     assert "selects an element that does not exist" in str(bad.error)
     assert sizes(bench, "lookup") == {1: 3}
     assert failures(bench, "lookup") == 1
+
+
+def test_sixteen_sizes_of_batches_are_remembered(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    for rows in (1, 2):
+        for length in range(1, 17):
+            answer = bench.submit(lookup([[0] * length] * rows))
+            bench.run("lookup")
+            answer.wait()
+    recent = bench.model("lookup").executor.recent_bindings
+    assert recent == [(2, length) for length in range(1, 17)]
+
+
+def test_a_request_that_the_model_refuses_is_observed_to_its_end(
+    make_bench: MakeBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "slipway.access")
+    bench = make_bench()
+    answer = Answer()
+    pending = bench.pending(lookup([[77]]), answer)
+    pending.record = RequestObserver(1.0, None).begin("ModelInfer", (), pending.arrived)
+    bench.model("lookup").scheduler.submit(pending)
+    bench.run("lookup")
+    answer.wait()
+    (line,) = [record for record in caplog.records if record.name == "slipway.access"]
+    assert vars(line)["fields"]["code"] == "INVALID_ARGUMENT"
+    assert vars(line)["fields"]["batch_rows"] == 1
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, above: int) -> None:

@@ -86,6 +86,23 @@ def test_everybody_gets_what_they_would_get_alone(bench: Bench, data: st.DataObj
         np.testing.assert_array_equal(answer.outputs["kept"], values != 1)
 
 
+def test_they_are_padded_with_the_values_of_the_program(
+    new_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Method.run
+    given: list[list[torch.Tensor]] = []
+
+    def noted(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        given.append(list(tensors))
+        return run(self, tensors)
+
+    monkeypatch.setattr(Method, "run", noted)
+    run_together(new_bench, [[[0] * 15], [[1] * 16]])
+    tokens, mask = given[-1]
+    assert tokens[:, 14:].tolist() == [[0, 2], [1, 1]]
+    assert mask[:, 14:].tolist() == [[False, True], [True, True]]
+
+
 def test_at_first_lengths_within_a_quarter_share_a_batch(new_bench: Bench) -> None:
     statistics = new_bench.model("lookup").statistics
     before = statistics.batch_sizes().get(3, 0)

@@ -15,6 +15,7 @@ from slipway.serving.errors import ServingError
 from slipway.serving.host import Host
 from slipway.serving.loader import Loader
 from slipway.serving.model import Environment, Model
+from slipway.serving.observation import Metadata
 from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.serving.request_queue import PendingRequest
@@ -33,7 +34,7 @@ class Answer:
     """
 
     method = "ModelInfer"
-    metadata = ()
+    metadata: Metadata = ()
 
     def __init__(self, *, is_held: bool = False) -> None:
         self.cancelled = False
