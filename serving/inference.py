@@ -91,7 +91,7 @@ class InferenceFrontend:
             return
         self._awaiting.add(self._take_call(call, message))
 
-    def on_idle(self, all_received: bool) -> float:
+    def on_idle(self) -> float:
         """Runs what has been taken, in the thread that receives.
 
         Returns when it wants to be called again, in seconds since 1970.

@@ -44,6 +44,7 @@ class Plan:
         that agree in it differ at most in a size that can be padded, and so in their `row_size`.
       binding: the values of all symbols.
       is_routed: whether requests with the same header may go to other versions, by their id.
+      max_message_bytes: of a response.
     """
 
     model: Model

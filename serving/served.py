@@ -125,7 +125,7 @@ class ServedModels:
         if not name:
             raise InvalidRequestError("Model name cannot be empty: set model_name")
         route = self._routes.get(name)
-        number = self._parse(name, version, route)
+        number = self._parse(version, route)
         with self._lock:
             ready = self._models.get(name, {})
             if number is None and ready:
@@ -216,7 +216,7 @@ class ServedModels:
         with self._lock:
             return {name for name, _ in self._versions} | set(self._problems)
 
-    def _parse(self, name: str, version: str, route: Route | None) -> int | None:
+    def _parse(self, version: str, route: Route | None) -> int | None:
         if not version:
             return None
         if route is not None and version in route.labels:

@@ -107,7 +107,7 @@ class InferenceTransport:
         server: grpc.Server,
         methods: Mapping[str, OnRequest],
         inference: str,
-        on_idle: Callable[[bool], float | None],
+        on_idle: Callable[[], float],
         on_received: Callable[[], None],
         refuse_unread: Callable[[], ServingError],
         authorizer: Authorizer,
@@ -120,9 +120,9 @@ class InferenceTransport:
           server: with handlers for every other method, its port added, and not started.
           methods: those that are taken, by their full names, `/SERVICE/METHOD`.
           inference: the one of them whose calls may be more than can be read.
-          on_idle: called in the loop's thread, with True, when all that has arrived was handed out,
-            and with False after a while in which more kept arriving. It returns when it wants to be
-            called again though nothing has arrived, in seconds since 1970, or None.
+          on_idle: called in the loop's thread, when all that has arrived was handed out, and after
+            a while in which more kept arriving. It returns when it wants to be called again though
+            nothing has arrived, in seconds since 1970.
           on_received: called in any other thread that has received calls, when all that had arrived
             was handed out.
           refuse_unread: counts a call whose message is not read, and returns what to answer.
@@ -207,7 +207,7 @@ class InferenceTransport:
                 received = self._receive(wake)
                 if received < _MOST_EVENTS:
                     self._has_taken_all.set()
-                wake = self._idle(received < _MOST_EVENTS)
+                wake = self._idle()
             if received < _MOST_EVENTS:
                 self._arrivals.rest()
 
@@ -250,9 +250,9 @@ class InferenceTransport:
             received += 1
         return received
 
-    def _idle(self, all_taken: bool) -> float | None:
+    def _idle(self) -> float | None:
         try:
-            return self._on_idle(all_taken)
+            return self._on_idle()
         except Exception:
             # The loop must go on: it is the only one who answers anything.
             _LOGGER.exception("cannot run what has arrived")
