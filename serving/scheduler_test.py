@@ -20,8 +20,10 @@ from slipway.serving.errors import (
     DeadlineError,
     DeviceError,
     InternalError,
+    InvalidRequestError,
     OverloadedError,
     ResourceExhaustedError,
+    ServingError,
     UnavailableError,
 )
 from slipway.serving.memory_budget import MemoryBudget
@@ -351,14 +353,25 @@ def test_a_request_that_expires_in_the_queue_is_never_run(
     assert failures(bench) == 1
 
 
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        (OSError("secret"), InternalError),
+        (MemoryError("secret"), ResourceExhaustedError),
+        (InvalidRequestError("it has no room"), InvalidRequestError),
+    ],
+)
 def test_an_answer_that_cannot_be_made_is_an_error_and_the_others_get_theirs(
-    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+    make_bench: MakeBench,
+    monkeypatch: pytest.MonkeyPatch,
+    problem: Exception,
+    expected: type[ServingError],
 ) -> None:
     original, answered = InferenceRequest.response, itertools.count()
 
     def response(self: InferenceRequest, *results: Any) -> bytes:
         if next(answered) == 2:  # of the one that keeps the instance busy, and three
-            raise OSError("secret")
+            raise problem
         return original(self, *results)
 
     monkeypatch.setattr(InferenceRequest, "response", response)
@@ -367,9 +380,10 @@ def test_an_answer_that_cannot_be_made_is_an_error_and_the_others_get_theirs(
     answers = [bench.submit(affine(value)) for value in range(3)]
     finish(bench, busy, answers)
     assert [bool(answer.outputs) for answer in answers] == [True, False, True]
-    assert isinstance(answers[1].error, InternalError)
+    assert isinstance(answers[1].error, expected)
     assert "secret" not in str(answers[1].error)
-    assert failures(bench) == 1
+    counts = bench.model("affine").statistics.snapshot().codes
+    assert counts == {"OK": 3, answers[1].error.status.name: 1}
 
 
 def test_an_output_of_another_dtype_than_is_promised_is_an_error_of_ours(
