@@ -380,7 +380,7 @@ class BatchExecutor:
             start += pending.rows
             _, promised = self._shapes_of(pending.request.plan.binding)
             for dimension, size in enumerate(promised[index]):
-                if size is not None and dimension != axis:
+                if size is not None:
                     part = part.narrow(dimension, 0, size)
             yield tuple(part.shape), tensor_contents(part)
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from slipway.program import Method
+from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.errors import (
     DeadlineError,
     DeviceError,
@@ -31,6 +33,7 @@ from slipway.serving.model import Environment
 from slipway.serving.observation import RequestObserver
 from slipway.serving.plan import InferenceRequest
 from slipway.serving.scheduler import ClosedError, SchedulingOptions
+from slipway.tests.serving.programs import write_places
 from slipway.tests.serving.scheduling import Answer, Bench, affine, columns, lookup, no_rows
 
 MakeBench = Callable[..., Bench]
@@ -386,21 +389,55 @@ def test_an_answer_that_cannot_be_made_is_an_error_and_the_others_get_theirs(
     assert counts == {"OK": 3, answers[1].error.status.name: 1}
 
 
-def test_an_output_of_another_dtype_than_is_promised_is_an_error_of_ours(
-    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+def test_outputs_have_the_sizes_that_the_values_give_them(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
+    write_places(tmp_path / "places" / "1")
+    bench = make_bench()
+    for values, expected in (
+        ([0, 5, 0, 7], [[1], [3]]),
+        ([0, 0, 0, 0], []),
+        ([1, 1, 1, 0], [[0], [1], [2]]),
+    ):
+        request = protocol.ModelInferRequest(model_name="places")
+        request.inputs.add(name="x", datatype="FP32", shape=[4])
+        request.raw_input_contents.append(np.array(values, np.float32).tobytes())
+        answer = bench.submit(request.SerializeToString())
+        bench.run("places")
+        answer.wait()
+        assert answer.outputs["places"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            torch.Tensor.double,
+            "an output of torch.float64 where its contract promises torch.float3",
+        ),
+        (lambda y: y[:, :2], "an output of shape [1, 2] where its contract promises [1, 3]"),
+        (lambda y: y[:, 0], "an output of shape [1] where its contract promises [1, 3]"),
+        (None, "gave 0 outputs instead of 1"),
+    ],
+)
+def test_outputs_that_are_not_as_promised_are_an_error_of_ours(
+    make_bench: MakeBench,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[torch.Tensor], torch.Tensor] | None,
+    problem: str,
 ) -> None:
     original = Method.run
     monkeypatch.setattr(
-        Method, "run", lambda self, tensors: [item.double() for item in original(self, tensors)]
+        Method,
+        "run",
+        lambda self, tensors: [] if change is None else [*map(change, original(self, tensors))],
     )
     bench = make_bench()
     answer = bench.submit(affine())
     bench.run()
     answer.wait()
     assert isinstance(answer.error, InternalError)
-    assert "an output of torch.float64 where its contract promises torch.float32" in str(
-        answer.error
-    )
+    assert problem in str(answer.error)
 
 
 def test_a_request_that_no_message_can_hold_is_not_let_in_alone() -> None:

@@ -9,6 +9,7 @@ poison    x FP32 (batch, 4)                                 -> y FP32 (batch, 4)
 columns   x FP32 (4, batch)                                 -> y FP32 (3, batch)
 checked   x FP32 (batch, 4), whose sum is at least zero     -> y FP32 (batch, 4)
 peaks     x FP32 (batch, rows, columns)                     -> y FP32 (batch)
+places    x FP32 (4)                                        -> places INT64 (?, 1), of what is not 0
 
 Requests for affine, lookup, columns and peaks may share batches.
 """
@@ -24,7 +25,7 @@ from torch import fx
 
 from slipway.program import Contract, InputSpec, OutputSpec, Program, Symbol, TensorSpec
 from slipway.program.batching import Batching, BatchingEvidence, Padding
-from slipway.program.expressions import Constant, SymbolReference
+from slipway.program.expressions import Constant, SymbolReference, Unknown
 from slipway.program.graph_codec import OperatorTable, graph_to_proto
 from slipway.program.scalar_types import ScalarType
 from slipway.program.trees import Kind, Tree
@@ -183,6 +184,20 @@ def write_peaks(directory: Path) -> None:
             _batching({"x": 0}, (0,)),
             paddings=(Padding("rows", {"x": 0.0}), Padding("columns", {"x": -1e9})),
         ),
+    )
+    _write(directory, contract, build, {})
+
+
+def write_places(directory: Path) -> None:
+    """Writes `places`: how many rows come depends on the values."""
+
+    def build(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
+        return [graph.call_function(torch.ops.aten.nonzero.default, tuple(nodes))]
+
+    contract = _contract(
+        [],
+        {"x": TensorSpec(ScalarType.FLOAT32, (Constant(4),))},
+        {"places": TensorSpec(ScalarType.INT64, (Unknown(), Constant(1)))},
     )
     _write(directory, contract, build, {})
 

@@ -50,7 +50,7 @@ class Answer:
     def respond(self, message: bytes) -> None:
         response = protocol.ModelInferResponse.FromString(message)
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-            dtype = np.dtype({"FP32": "float32", "BOOL": "bool"}[output.datatype])
+            dtype = np.dtype({"FP32": "float32", "INT64": "int64", "BOOL": "bool"}[output.datatype])
             self.outputs[output.name] = np.frombuffer(raw, dtype).reshape(output.shape)
         self._finish()
 
