@@ -187,8 +187,8 @@ def batching_problem(contract: Contract, symbol: int) -> str | None:
         return f"it is {declared.allowed}, and a call of one row must be legal"
     if declared.maximum is not None and declared.maximum < 2:
         return f"it is {declared.allowed}, and a batch has two rows at least"
-    if not contract.tensor_inputs or not contract.tensor_outputs:
-        return "the method takes or gives no tensor"
+    if not contract.tensor_outputs:
+        return "the method gives no tensor"
     for role, specs in (("input", contract.tensor_inputs), ("output", contract.tensor_outputs)):
         for name, spec in specs.items():
             if batch_dimension(spec, symbol) is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,14 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipway.program import Batching, BatchingEvidence, Contract, CorruptProgramError, Padding
-from slipway.program.batching import BatchingError
+from slipway.program.batching import BatchingError, PaddingNumber, padding_problem
 from slipway.program.clauses import Verdict
 from slipway.program.compatibility import compare
 from slipway.program.contract import InputSpec, OutputSpec, Relation, Symbol, TensorSpec
 from slipway.program.contract_codec import contract_from_proto, contract_to_proto
 from slipway.program.contract_files import ContractFile
 from slipway.program.description import as_json, as_text
-from slipway.program.expressions import Add, Comparison, Constant, Expression, SymbolReference
+from slipway.program.expressions import (
+    Add,
+    Comparison,
+    Constant,
+    Expression,
+    SymbolReference,
+    Unknown,
+)
 from slipway.program.scalar_types import ScalarType
 from slipway.program.trees import Kind, Tree
 from slipway.proto import program_pb2 as pb
@@ -161,6 +169,7 @@ def test_what_does_not_go_with_the_contract_is_refused(problem: str) -> None:
         ),
         ("no other may depend on it", {"output": tensor(ROWS, ROWS)}),
         ("one of its dimensions", {"output": tensor(Constant(64))}),
+        ("one of its dimensions", {"output": tensor(ROWS, Unknown())}),
         ("one of its dimensions", {"inputs": {"x": tensor(ROWS), "y": tensor(LENGTH)}}),
         ("a call of one row must be legal", {"symbols": (Symbol("rows", 2, 16),)}),
         ("a batch has two rows at least", {"symbols": (Symbol("rows", 1, 1),)}),
@@ -175,6 +184,47 @@ def test_shapes_that_cannot_be_joined(problem: str, changed: dict[str, object]) 
     batching = Batching("rows", dict.fromkeys(inputs, 0), (0,), 0.0, 0.0, EVIDENCE)
     with pytest.raises(BatchingError, match=problem):
         contract_of(batching=batching, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "legal", "illegal"),
+    [
+        (ScalarType.BOOL, [False, True], [0, 1.0]),
+        (ScalarType.UINT8, [0, 255], [-1, 256, True, 1.0]),
+        (ScalarType.INT8, [-128, 127], [-129, 128, False, 1.0]),
+        (ScalarType.FLOAT32, [-1.5], [1, True, math.inf, math.nan]),
+    ],
+)
+def test_a_padding_is_a_number_that_the_input_holds(
+    dtype: ScalarType, legal: list[PaddingNumber], illegal: list[PaddingNumber]
+) -> None:
+    contract = contract_of({"x": tensor(ROWS, LENGTH, dtype=dtype)}, tensor(ROWS))
+    for value in legal:
+        assert padding_problem(contract, 1, {"x": value}) is None
+    for value in illegal:
+        problem = padding_problem(contract, 1, {"x": value})
+        assert problem == f"input 'x' is {dtype.value}, which does not hold {value!r}"
+
+
+def test_a_size_that_is_derived_from_a_symbol_cannot_be_padded_along_it() -> None:
+    derived = tensor(ROWS, Add((LENGTH, Constant(1))))
+    with pytest.raises(
+        BatchingError, match=r"'out', float32\[rows, length \+ 1\], is derived from"
+    ):
+        replace(CONTRACT, outputs=(OutputSpec("out", tensor=derived),))
+
+
+def test_calls_that_give_no_tensor_cannot_be_joined() -> None:
+    nothing = replace(BATCHING, outputs=())
+    with pytest.raises(BatchingError, match="the method gives no tensor"):
+        replace(CONTRACT, outputs=(OutputSpec("out", constant=1),), batching=nothing)
+
+
+@pytest.mark.parametrize("size", [ROWS, LENGTH])
+def test_a_number_of_the_whole_call_is_of_no_row(size: Expression) -> None:
+    outputs = (*CONTRACT.outputs, OutputSpec("size", integer=size))
+    with pytest.raises(BatchingError, match=f"output 'size' is the integer {size}"):
+        replace(CONTRACT, outputs=outputs)
 
 
 def test_a_relation_on_the_rows_is_refused() -> None:
@@ -248,6 +298,7 @@ def test_it_is_described() -> None:
         "  tried with batches of 2, 3, 16 rows, 2 settings of other symbols: "
         "42 rows compared, 5 perturbed\n"
     ) in text
+    assert "rows, 1 setting of other" in str(replace(EVIDENCE, settings=1))
     batching = as_json(file, review=True)["methods"]["forward"]["batching"]
     assert batching["inputs"] == {"tokens": 0, "mask": 1}
     assert batching["evidence"]["batch_sizes"] == (2, 3, 16)

@@ -195,6 +195,8 @@ def calls(draw: st.DrawFn, contract: Contract) -> Call:
         case 3:
             name = draw(st.sampled_from(sorted(call)))
             call[name] = (ScalarType.FLOAT32, [*call[name][1], 1])
+        case 4:
+            call["other"] = call.pop(draw(st.sampled_from(sorted(call))))
     return call
 
 
@@ -435,8 +437,22 @@ def test_an_earlier_relation_protects_a_later_one_from_dividing_by_zero() -> Non
         ],
     )
     assert contract.check(call_of(x=[6, 3])) == (6, 3)
-    assert not contract.is_legal([6, 0])
+    assert contract.is_legal([8, 8])
+    for binding in ([6, 0], [6, 4], [9, 3], [-1, 1]):
+        assert not contract.is_legal(binding)
     assert [item.code for item in violations_of(contract, x=[6, 0])] == ["relation", "relation"]
+
+
+def test_a_call_with_another_input_in_place_of_one_breaks_the_contract() -> None:
+    contract = contract_of([BATCH], {"x": [A], "y": [A]})
+    assert contract.binding(call_of(x=[1], y=[1])) == (1,)
+    assert contract.binding(call_of(x=[1], z=[1])) is None
+
+
+def test_a_dimension_that_is_a_symbol_is_believed_before_one_that_is_derived_from_it() -> None:
+    contract = contract_of([BATCH], {"x": [Multiply((Constant(2), A))], "y": [A]})
+    (violation,) = violations_of(contract, x=[3], y=[2])
+    assert violation.allowed == "4, since a = 2 by input 'y' dimension 0"
 
 
 def test_a_size_that_divides_by_zero_is_a_violation_not_an_error() -> None:
@@ -498,6 +514,11 @@ def test_an_output_that_can_have_no_size_is_found_at_once(size: Expression, mess
     symbols = [BATCH, Symbol("b", 3, 3)]
     with pytest.raises(SizeError, match=f"output 'out' dimension 1.*{message}"):
         contract_of(symbols, {"x": [A, B]}, outputs=[OutputSpec("out", spec)])
+
+
+def test_an_output_may_be_empty_whatever_a_call_is() -> None:
+    spec = TensorSpec(ScalarType.INT8, (Constant(0), A))
+    assert contract_of([BATCH], {"x": [A]}, outputs=[OutputSpec("out", spec)])
 
 
 def test_an_integer_may_be_negative_but_not_divided_by_zero() -> None:
