@@ -174,9 +174,7 @@ def size_problem(header: TensorHeader, size: int) -> str | None:
 
 def elements_problem(header: TensorHeader, content: memoryview) -> str | None:
     """Returns why bytes, as many as an input takes, are no elements of its datatype, or None."""
-    if header.datatype.dtype is not torch.bool or not header.size:
-        return None
-    if _are_booleans(content):
+    if header.datatype.dtype is not torch.bool or _are_booleans(content):
         return None
     octets = np.frombuffer(content, np.uint8)
     position = int(np.argmax(octets > 1))
@@ -380,8 +378,7 @@ def _typed_contents(
             f"input element count mismatch for input {quoted(name)}: "
             f"{header} takes {header.count} elements, {expected} holds {len(values)}"
         )
-    # numpy cannot cast an array without elements to bytes.
-    return _narrowed(name, header, values).data.cast("B") if values else memoryview(b"")
+    return _narrowed(name, header, values).data.cast("B")
 
 
 def _narrowed(name: str, header: TensorHeader, values: Iterable[float]) -> np.ndarray:

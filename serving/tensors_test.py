@@ -131,7 +131,7 @@ def test_a_decoded_tensor_can_be_written_to_without_changing_the_request() -> No
         assert set(raw) == {7}
 
 
-@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded", "scalar", "grad"])
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded", "scalar", "grad", "half"])
 def test_outputs_of_any_layout_are_encoded_row_major(layout: str) -> None:
     base = torch.arange(12, dtype=torch.float32).reshape(3, 4)
     tensor = {
@@ -140,6 +140,7 @@ def test_outputs_of_any_layout_are_encoded_row_major(layout: str) -> None:
         "expanded": base[:, :1].expand(3, 4),
         "scalar": base[1, 1],
         "grad": torch.ones(2, requires_grad=True) * 2,
+        "half": torch.ones(2, dtype=torch.float16, requires_grad=True) * 2,
     }[layout]
     assert encode(tensor) == tensor.detach().contiguous().numpy().tobytes()
 
@@ -158,7 +159,9 @@ def test_shapes_with_negative_sizes_are_refused() -> None:
     assert "dimension 0 of shape [-1, 16] is -1" in text
 
 
-@pytest.mark.parametrize("shape", [(2**62, 2), (2**61, 1), (2**62, 2**62, 0), (2**40,) * 64])
+@pytest.mark.parametrize(
+    "shape", [(2**62, 2), (2**61, 1), (2**62, 2**62, 0), (0, 2**62, 2**62), (2**40,) * 64]
+)
 def test_shapes_beyond_the_address_space_are_refused(shape: tuple[int, ...]) -> None:
     request = raw_request("FP32", shape, b"")
     text = refusal(lambda: read_headers("m", request))
@@ -238,12 +241,16 @@ def test_a_batch_is_the_concatenation_of_its_tensors(
 def test_requests_are_padded_at_the_end_of_what_they_lack(
     datatype: Datatype, rows: list[int], rest: list[int], axis: int, data: st.DataObject
 ) -> None:
-    """Sizes agree but for those along the batch and, of the first two dimensions, the other."""
-    sizes = [rest[0] - data.draw(st.integers(0, rest[0])) for _ in rows]
+    """Sizes agree but for those along the batch and the first of the other dimensions."""
+    lacking = data.draw(st.integers(1, len(rest)))
     value = data.draw(st.sampled_from([0, 1]))
     headers, contents, parts = [], [], []
-    for count, size in zip(rows, sizes, strict=True):
-        shape = (count, size, *rest[1:]) if not axis else (size, count, *rest[1:])
+    for count in rows:
+        size, *others = (
+            size - data.draw(st.integers(0, size)) if place < lacking else size
+            for place, size in enumerate(rest)
+        )
+        shape = (count, size, *others) if not axis else (size, count, *others)
         part = torch.ones(shape).to(datatype.dtype)
         request = raw_request(datatype.name, shape, encode(part))
         headers += read_headers("m", request).values()
@@ -289,9 +296,10 @@ def test_half_precision_is_raw_only(name: str) -> None:
     assert tensor.shape == (0,)
 
 
-def test_typed_contents_must_be_as_many_as_the_shape_takes() -> None:
-    text = refusal(lambda: decode(typed_request("INT64", (3,), int64_contents=[1, 2])))
-    assert "shape [3] of INT64 takes 3 elements, int64_contents holds 2" in text
+@pytest.mark.parametrize("count", [2, 4])
+def test_typed_contents_must_be_as_many_as_the_shape_takes(count: int) -> None:
+    text = refusal(lambda: decode(typed_request("INT64", (3,), int64_contents=range(count))))
+    assert f"shape [3] of INT64 takes 3 elements, int64_contents holds {count}" in text
 
 
 def test_an_input_without_data_is_refused() -> None:
