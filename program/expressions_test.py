@@ -21,11 +21,13 @@ from slipway.program.expressions import (
     SymbolReference,
     Unknown,
     compile_condition,
+    holds,
     linear_form,
     symbols_of,
 )
 
 A, B = SymbolReference(0, "a"), SymbolReference(1, "b")
+ONE = Comparison("==", A, Constant(1))
 
 
 def _combined(inner: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expression]:
@@ -107,6 +109,7 @@ def test_a_linear_form_has_the_value_of_its_expression(
         (Multiply((A, Constant(8))), (8, A, 0)),
         (Add((Multiply((Constant(2), A)), Constant(1))), (2, A, 1)),
         (Multiply((Constant(3), Add((A, Constant(-2))))), (3, A, -6)),
+        (Add((Constant(2), Add((A, Constant(1))))), (1, A, 3)),
         (Multiply((Constant(0), A)), None),
         (Add((A, A)), None),
         (Add((A, B)), None),
@@ -127,11 +130,14 @@ def test_linear_forms(
         (Add((Multiply((Constant(8), A)), Constant(1))), "8*a + 1"),
         (Add((A, Constant(-1))), "a - 1"),
         (Multiply((Constant(-1), A)), "-a"),
+        (Multiply((Constant(-1), A, B)), "(-1)*a*b"),
         (FloorDivide(Add((A, Constant(-3))), Constant(2)), "(a - 3) // 2"),
         (Maximum((A, Constant(1))), "max(a, 1)"),
         (Unknown(), "?"),
         (Comparison("==", Modulo(A, Constant(8)), Constant(0)), "a % 8 == 0"),
         (Negation(Comparison("<", A, B)), "not (a < b)"),
+        (AnyOf((ONE, Comparison("==", A, Constant(2)))), "a in {1, 2}"),
+        (AnyOf((ONE, Comparison("==", B, Constant(2)))), "(a == 1) or (b == 2)"),
     ],
 )
 def test_text_is_as_a_reader_would_write_it(node: object, text: str) -> None:
@@ -147,6 +153,12 @@ def test_later_operands_of_a_condition_are_not_looked_at_once_it_is_decided() ->
     undefined = Comparison("==", Modulo(A, B), Constant(0))
     assert not compile_condition(All((Comparison("!=", B, Constant(0)), undefined)))([1, 0])
     assert compile_condition(AnyOf((Comparison("==", B, Constant(0)), undefined)))([1, 0])
+
+
+def test_a_condition_that_divides_by_zero_does_not_hold() -> None:
+    condition = Comparison("==", Modulo(A, B), Constant(0))
+    assert holds(condition, [4, 2])
+    assert not holds(condition, [4, 0])
 
 
 def test_symbols_are_found_below_every_kind_of_node() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from slipway.serving.plan import InferenceRequest
 from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.serving.request_reader import DEFAULT_PRIORITY, RequestReader
+from slipway.serving.routing import Route
+from slipway.serving.shared_memory import SharedMemoryRegions
 from slipway.tests.serving.programs import write_affine, write_lookup
 
 LOADER = Loader(Host(Processors(1)), Environment())
@@ -228,11 +231,59 @@ def test_typed_contents_are_read_each_time(reader: RequestReader) -> None:
     request = good()
     del request.raw_input_contents[:]
     request.inputs[0].contents.bool_contents.extend([True] * 6)
-    for value in (1, 2):
+    for value in (1, 2, 2):
         request.inputs[1].contents.int64_contents[:] = [value] * 6
         tokens, mask = reader.read(request.SerializeToString()).read_contents()
         assert np.frombuffer(tokens, np.int64).tolist() == [value] * 6
         assert mask.tobytes() == b"\1" * 6
+
+
+@pytest.fixture
+def region() -> Iterator[SharedMemoryRegions]:
+    """A region of 64 bytes that is called r."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(bytes(64))
+        file.flush()
+        regions = SharedMemoryRegions()
+        regions.register("r", Path(file.name).name, 0, 64)
+        yield regions
+
+
+def test_what_lies_in_a_region_counts_and_what_does_not_is_checked(
+    repository: Repository, region: SharedMemoryRegions
+) -> None:
+    request = good()
+    tokens = request.inputs[1].parameters
+    tokens["shared_memory_region"].string_param = "r"
+    tokens["shared_memory_byte_size"].int64_param = 48
+    del request.raw_input_contents[1:]
+    message = request.SerializeToString()
+    reader = RequestReader(repository, region)
+    assert reader.read(message).size == len(message) + 48
+    request.raw_input_contents[0] = bytes(5)
+    assert "shape [2, 3] of BOOL takes 6 bytes, got 5" in str(refusal(reader, request))
+
+
+def test_requests_with_one_header_go_to_the_versions_of_their_ids(tmp_path: Path) -> None:
+    for version in (1, 2):
+        write_affine(tmp_path / "affine" / str(version))
+    route = Route(labels={"canary": 1}, shares={"canary": 50.0})
+    repository = Repository(tmp_path, routes={"affine": route})
+    repository.update(LOADER)
+    reader = RequestReader(repository)
+    request = protocol.ModelInferRequest(model_name="affine")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    request.raw_input_contents.append(bytes(16))
+    met = set()
+    for request.id in map(str, range(50)):
+        request.model_version = ""
+        version = reader.read(request.SerializeToString()).plan.model.version
+        assert version == repository.find("affine", "", request.id.encode()).version
+        met.add(version)
+        request.model_version = "2"
+        assert reader.read(request.SerializeToString()).plan.model.version == 2
+    assert met == {1, 2}
+    repository.close()
 
 
 def edit(request: protocol.ModelInferRequest, name: str) -> None:
