@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import resource
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,24 @@ def test_a_version_is_warmed_up_for_what_the_one_before_it_got(path: Path) -> No
     assert new.executor.recent_bindings == [(3,), (5,)]
     old.scheduler.close()
     new.scheduler.close()
+
+
+def test_a_closed_version_lets_go_of_its_program_whoever_still_has_the_model(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model,) = load(path)
+    original, ran = Method.run, []
+
+    def run(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        ran.append(weakref.ref(self))
+        return original(self, tensors)
+
+    monkeypatch.setattr(Method, "run", run)
+    model.executor.warm_up([(3,)])
+    assert ran[0]() is not None
+    model.scheduler.close()
+    gc.collect()
+    assert ran[0]() is None
 
 
 def test_zeros_that_mean_nothing_to_a_model_are_no_hindrance(

@@ -327,6 +327,28 @@ def test_a_refusal_is_no_other_the_second_time(
     assert text in str(error)
 
 
+@pytest.mark.parametrize("kind", ["int64_param", "uint64_param"])
+def test_urgency_and_patience_are_integers_of_either_kind(reader: RequestReader, kind: str) -> None:
+    request = good()
+    setattr(request.parameters["priority"], kind, 3)
+    setattr(request.parameters["timeout"], kind, 1500)
+    plan = reader.read(request.SerializeToString()).plan
+    assert (plan.priority, plan.timeout) == (3, 0.0015)
+
+
+def test_negative_urgency_and_patience_are_refused_together(reader: RequestReader) -> None:
+    request = good()
+    request.parameters["priority"].int64_param = -1
+    request.parameters["timeout"].int64_param = -2
+    error = refusal(reader, request)
+    assert {violation.field for violation in error.violations} == {
+        "parameters[priority]",
+        "parameters[timeout]",
+    }
+    assert "'priority' is -1; it must not be negative" in str(error)
+    assert "'timeout' is -2; it must not be negative" in str(error)
+
+
 def test_options_of_other_servers_are_hints(reader: RequestReader) -> None:
     request = good()
     request.parameters["sequence_id"].int64_param = 1

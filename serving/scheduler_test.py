@@ -908,6 +908,23 @@ def test_closing_answers_what_waits_and_takes_no_more(make_bench: MakeBench) -> 
         bench.submit(affine())
 
 
+def test_closing_waits_for_what_the_receiving_thread_runs(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    run_until_inline(bench)
+    held = bench.submit(affine(), Answer(is_held=True))
+    receiving = threading.Thread(target=bench.run)
+    receiving.start()
+    held.wait()
+    closing = threading.Thread(target=bench.repository.close)
+    closing.start()
+    closing.join(0.1)
+    assert closing.is_alive()
+    held.release()
+    for thread in (receiving, closing):
+        thread.join(60)
+        assert not thread.is_alive()
+
+
 def test_closing_waits_for_what_the_receiving_thread_leaves_to_others(
     make_bench: MakeBench,
 ) -> None:
