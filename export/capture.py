@@ -32,7 +32,7 @@ from slipway.export.dimensions import (
 )
 from slipway.export.errors import ExportError, SourceLine
 from slipway.export.flat_call import flatten_model
-from slipway.export.layout import record_layout_reads
+from slipway.export.layout import leave_layouts_to_operators, record_layout_reads
 from slipway.export.sources import innermost_user_line
 from slipway.export.translation import quiet_torch, translate
 
@@ -90,6 +90,7 @@ def capture(
             quiet_torch(),
             _record_guard_lines(lines),
             record_layout_reads(layout_reads),
+            leave_layouts_to_operators(),
             mock.patch.object(torch, "_debug_has_internal_overlap", _overlap),
             mock.patch.object(FakeTensor, "contiguous", _contiguous),
         ):

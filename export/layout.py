@@ -13,10 +13,14 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
+import sympy
 import torch
 from torch._dynamo.variables.tensor import TensorVariable
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental import proxy_tensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from slipway.export.errors import ExportError, ExportErrorKind, SourceLine
 from slipway.export.gate import compare, compared_bindings
@@ -24,12 +28,27 @@ from slipway.export.resizing import binding_of, resized_leaves
 from slipway.export.sources import user_line
 from slipway.program.program import Program
 
-__all__ = ["differs_when_transposed", "record_layout_reads"]
+__all__ = ["differs_when_transposed", "leave_layouts_to_operators", "record_layout_reads"]
 
 _ELEMENTS = 1 << 20
 """A call with more elements is not made."""
 
 _READS = ("dim_order", "is_contiguous", "storage_offset", "stride")
+
+_CHOOSE_BY_LAYOUT = frozenset(
+    (
+        torch.ops.aten.conv1d.default,
+        torch.ops.aten.conv2d.default,
+        torch.ops.aten.conv3d.default,
+        torch.ops.aten.einsum.default,
+        torch.ops.aten.flatten.using_ints,
+        torch.ops.aten.linear.default,
+        torch.ops.aten.matmul.default,
+        torch.ops.aten.reshape.default,
+        torch.ops.aten.scaled_dot_product_attention.default,
+    )
+)
+"""How these compute depends on how their operands lie in memory, and what they give does not."""
 
 
 @contextlib.contextmanager
@@ -77,6 +96,46 @@ def record_layout_reads(lines: list[SourceLine]) -> Iterator[None]:
                 setattr(FakeTensor, name, own[name])
             else:
                 delattr(FakeTensor, name)
+
+
+@contextlib.contextmanager
+def leave_layouts_to_operators() -> Iterator[None]:
+    """Keeps operators from excluding sizes when they choose between a view and a copy, or a kernel.
+
+    They ask whether one stride is another, which for some size, mostly 1, it is. The graph calls
+    these operators as they are, so that they choose again when it runs.
+    """
+    proxy_call, evaluate_expr = proxy_tensor.proxy_call, ShapeEnv.evaluate_expr
+    choosing = False
+
+    def call(mode: Any, operator: Any, *args: Any) -> Any:
+        nonlocal choosing
+        before, choosing = choosing, operator in _CHOOSE_BY_LAYOUT
+        try:
+            return proxy_call(mode, operator, *args)
+        finally:
+            choosing = before
+
+    def evaluate(self: ShapeEnv, condition: sympy.Basic, *args: Any, **kwargs: Any) -> sympy.Basic:
+        match condition:
+            case sympy.Eq(args=sides) | sympy.Ne(args=sides) if choosing and _has_number(sides):
+                with self.suppress_guards():
+                    value = evaluate_expr(self, condition, *args, **kwargs)
+                # If they are equal in the example, the graph is for that size alone.
+                if (value == sympy.true) is isinstance(condition, sympy.Ne):
+                    return value
+        return evaluate_expr(self, condition, *args, **kwargs)
+
+    with (
+        mock.patch.object(proxy_tensor, "proxy_call", call),
+        mock.patch.object(ShapeEnv, "evaluate_expr", evaluate),
+    ):
+        yield
+
+
+def _has_number(sides: Sequence[sympy.Basic]) -> bool:
+    """Returns whether something is compared with a number other than 0, which layouts are not."""
+    return any(isinstance(side, sympy.Integer) and side.is_positive for side in sides)
 
 
 def differs_when_transposed(

@@ -91,6 +91,33 @@ def test_what_is_contiguous_already_is_the_tensor_itself(columns: int) -> None:
         assert torch.equal(given, other)
 
 
+CELLS = {
+    "reshape": lambda x: x.unflatten(1, (2, 2)).permute(0, 3, 4, 1, 2).reshape(2, -1, 2),
+    "flatten": lambda x: x.permute(0, 2, 3, 1).flatten(0, 2),
+    "linear": lambda x: torch.nn.functional.linear(x.flatten(2).transpose(1, 2), WEIGHT),
+    "matmul": lambda x: x.flatten(2).transpose(1, 2) @ WEIGHT.T,
+    "conv1d": lambda x: torch.nn.functional.conv1d(x.mean(3).mT.contiguous().mT, WEIGHT[..., None]),
+    "attention": lambda x: torch.nn.functional.scaled_dot_product_attention(
+        *(x.mean(3).mT[:, None],) * 3, attn_mask=x.mean((1, 3))[:, None, None] > 0
+    ),
+    "einsum": lambda x: torch.einsum("bchw,dc->bhwd", x, WEIGHT),
+}
+WEIGHT = torch.arange(12.0).reshape(3, 4)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_an_operator_that_may_copy_excludes_no_size(name: str) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        image = torch.nn.functional.avg_pool2d(x[None, None], 2, ceil_mode=True)
+        return CELLS[name](torch.cat([image, -image, image * 2, image**2], 1).repeat(2, 1, 1, 1))
+
+    program = exported(model, torch.randn(6, 4))
+    assert relations(program) == []
+    for shape in ((1, 1), (2, 5), (8, 1), (9, 9)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x))
+
+
 def test_a_guard_that_excludes_0_and_1_is_tried_at_each() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         kernel = torch.ones(1, 1, 3)
