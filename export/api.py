@@ -23,7 +23,7 @@ from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import DynamicShapes, ExportSpec, MethodSpec
 from slipway.export.spec_types import require_types
 from slipway.export.tightening import tighten
-from slipway.export.tracing import Traced, Tracer, settle
+from slipway.export.tracing import Traced, Tracer, trace_and_settle
 from slipway.export.translation import is_from_tracing, translate
 from slipway.export.weights import require_values
 from slipway.program.batching import Batching
@@ -91,9 +91,10 @@ def export_spec(spec: ExportSpec) -> Program:
         module = restoring_containers(module, args, kwargs)
         run_example(module, args, kwargs)
         tracer = Tracer(module, method.output_names, name, spec.strict)
-        traced[name] = tracer.trace(args, kwargs, declared)
+        traced[name], contracts[name] = trace_and_settle(
+            tracer, args, kwargs, declared, method.accept_narrowing
+        )
         describe_assertions(traced[name].capture.exported.graph, traced[name].derivation.table)
-        contracts[name] = settle(tracer, traced[name], method.accept_narrowing)
     return assemble(traced, contracts, spec.custom_ops, spec.cases, methods)
 
 

@@ -8,6 +8,7 @@ decided by tracing at that very size: it is if that gives the same graph.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from slipway.export.capture import Capture, capture
 from slipway.export.derivation import Derivation, derive
 from slipway.export.dimensions import Declarations, Static, bind_example
-from slipway.export.errors import ExportError
+from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.graph_equality import View, same_graph
 from slipway.export.narrowing import narrowing_error
 from slipway.export.resizing import binding_of, resized_leaves
@@ -32,7 +33,7 @@ from slipway.program.expressions import (
     symbols_of,
 )
 
-__all__ = ["Traced", "Tracer", "settle"]
+__all__ = ["Traced", "Tracer", "settle", "trace_and_settle"]
 
 _FAR = 1 << 40
 _FEW = 2
@@ -88,6 +89,57 @@ class Tracer:
         return Traced(
             self.module, captured, derivation, declared, [leaf for _, leaf in call.leaves]
         )
+
+
+def trace_and_settle(
+    tracer: Tracer,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    declared: Declarations,
+    accept_narrowing: str | None = None,
+) -> tuple[Traced, Contract]:
+    """Returns the graph for an example, and the contract that `settle` gives it.
+
+    Torch takes what holds for a size of 1 in the example, that one stride is another, for what the
+    graph needs. Where the contract is too narrow, a larger example shows what it really needs.
+
+    Raises:
+      ExportError: as `Tracer.trace` and `settle` do.
+    """
+    traced = tracer.trace(args, kwargs, declared)
+    try:
+        return traced, settle(tracer, traced, accept_narrowing)
+    except ExportError as error:
+        leaves = _larger_example(traced)
+        if leaves is None:
+            raise
+        larger: Any = traced.derivation.contract.input_tree.unflatten(iter(leaves))
+        tracer = replace(tracer, settled={})
+        try:
+            again = tracer.trace(*larger, declared)
+            return replace(again, example=traced.example), settle(tracer, again)
+        except ExportError as other:
+            if other.kind is ExportErrorKind.CONSTRAINT_VIOLATION:
+                raise
+        raise error
+
+
+def _larger_example(traced: Traced) -> list[object] | None:
+    """Returns the example with more than 1 for each declared symbol; None if it has that."""
+    contract = traced.derivation.contract
+    inferred = {symbol.name for symbol in traced.derivation.table.inferred}
+    usual = binding_of(contract, traced.example)
+    others = (size for size in itertools.count(2) if size not in usual)
+    binding = [
+        value
+        if value > 1 or symbol.name in inferred or symbol.maximum == value
+        else min(next(others), symbol.maximum or _FAR)
+        for symbol, value in zip(contract.symbols, usual, strict=True)
+    ]
+    stated = traced.declared.conditions(contract.symbols)
+    if binding == list(usual) or not all(holds(item, binding) for item in stated):
+        return None
+    return resized_leaves(contract, binding, traced.example)
 
 
 def settle(tracer: Tracer, traced: Traced, accept_narrowing: str | None = None) -> Contract:

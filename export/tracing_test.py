@@ -118,6 +118,26 @@ def test_an_operator_that_may_copy_excludes_no_size(name: str) -> None:
         torch.testing.assert_close(program(x), model(x))
 
 
+@pytest.mark.parametrize("example", [(1, 4), (3, 1), (1, 1)])
+def test_an_example_of_size_1_stands_for_all_sizes(example: tuple[int, int]) -> None:
+    attention = torch.nn.MultiheadAttention(4, 2, batch_first=True).eval()
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        tokens = x[..., None] * torch.ones(4)
+        return attention(tokens, tokens, tokens)[0]
+
+    program = exported(model, torch.randn(example))
+    assert relations(program) == []
+    for shape in ((1, 1), (1, 5), (9, 1), (4, 3)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x))
+
+
+def test_a_branch_is_for_the_sizes_of_a_larger_example() -> None:
+    with pytest.raises(ExportError, match=r"(?s)needs n > 1, .* declare Dim\('n', min=2, max=9\)"):
+        exported(lambda x: x * 2 if x.shape[0] > 1 else x * 3, torch.randn(1, 4))
+
+
 def test_a_guard_that_excludes_0_and_1_is_tried_at_each() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         kernel = torch.ones(1, 1, 3)
