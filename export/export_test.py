@@ -776,6 +776,33 @@ def test_a_model_that_fails_at_a_declared_size_names_the_size() -> None:
     assert at(error) == line_of(_divides, "12 //")
 
 
+def _neighbours(x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    source, target = edges
+    return torch.zeros_like(x).index_add(0, target, x[source])
+
+
+def test_indices_of_the_example_may_lie_beyond_smaller_sizes() -> None:
+    edges = torch.tensor([[0, 1, 2, 3, 3], [3, 2, 1, 0, 3]])
+    shapes = {"x": "nodes, 2", "edges": "2, edges"}
+    program = export(
+        _neighbours,
+        (torch.randn(4, 2), edges),
+        dynamic_shapes=shapes,
+        symbols={"nodes": (1, 9), "edges": (0, 20)},
+    )
+    x, one = torch.randn(1, 2), torch.zeros(2, 1, dtype=torch.int64)
+    torch.testing.assert_close(program(x, one), x)
+
+
+def test_a_model_that_fails_whatever_its_indices_are_is_named_as_such() -> None:
+    def places(tokens: torch.Tensor) -> torch.Tensor:
+        return functional.embedding(torch.arange(tokens.shape[0]) + tokens, torch.ones(5, 2))
+
+    tokens = torch.tensor([1, 0, 1, 0])
+    error = failure(places, tokens, dynamic_shapes=[{0: Dim("n", min=1, max=8)}])
+    assert "the model itself fails for n = 8" in error.reason
+
+
 N = Dim("n", min=1, max=8)
 
 
