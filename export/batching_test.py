@@ -106,6 +106,18 @@ def test_independent_rows_can_be_joined(name: str) -> None:
     assert not any("joined" in note for note in program.contract.notes)
 
 
+def test_bags_of_any_length_are_rows() -> None:
+    model = nn.EmbeddingBag(10, 3, mode="max").eval()
+    symbols = {"batch": (1, 8), "items": (1, 20)}
+    bags = torch.randint(10, (4, 6))
+    program = export(model, bags, dynamic_shapes=("batch, items",), symbols=symbols)
+    assert str(program.contract.tensor_outputs["output"]) == "float32[batch, 3]"
+    assert program.methods["forward"].batching is not None
+    for shape in ((1, 1), (8, 1), (1, 20), (3, 7)):
+        bags = torch.randint(10, shape)
+        torch.testing.assert_close(program(bags), model(bags))
+
+
 class Counting(nn.Module):
     calls: torch.Tensor
 

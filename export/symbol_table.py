@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import sympy
 import torch
+from torch.utils._sympy.functions import FloorDiv
 
 from slipway.export.capture import Capture, Guard
 from slipway.export.dimensions import Declaration, Declared, Inferred
@@ -128,11 +129,27 @@ class SymbolTable:
 
     def size(self, size: int | torch.SymInt) -> Expression:
         """Returns a size as an expression; `Unknown` where it depends on data."""
-        value = expression_of(size).xreplace(self.meaning)
+        value = expression_of(size).xreplace(self.meaning).replace(FloorDiv, self._quotient)
         try:
             return to_expression(value, self.index)
         except InexpressibleError:
             return Unknown()
+
+    def _quotient(self, dividend: sympy.Expr, divisor: sympy.Expr) -> sympy.Expr:
+        """Returns `dividend // divisor`, without the division where the divisor is a symbol in it.
+
+        A bag of embeddings counts its rows so: `(batch*items + items - 1) // items`.
+        """
+        whole, rest = sympy.Integer(0), sympy.Integer(0)
+        for term in sympy.Add.make_args(sympy.expand(dividend)):
+            if term == divisor or (isinstance(term, sympy.Mul) and divisor in term.args):
+                whole += term / divisor
+            else:
+                rest += term
+        least = self.symbols[self.index[divisor]].minimum if divisor in self.index else 0
+        if isinstance(rest, sympy.Integer) and -least <= rest < least:
+            return whole if rest >= 0 else whole - 1
+        return FloorDiv(dividend, divisor)
 
 
 def _sympy_symbol(name: str) -> sympy.Symbol:
