@@ -33,6 +33,7 @@ _ENTRIES: dict[str, list[tuple[str, str, str]]] = {
         (r"draws random numbers", "", "random-numbers"),
         (r"changes its attribute", "", "state-in-an-attribute"),
         (r"when it is called again", "", "results-that-change-from-call-to-call"),
+        (r"fast path for attention", "", "fast-path-for-attention"),
         (r"something else while it is traced", "", "something-else-while-it-is-traced"),
         (r"the program fails", "", "errors-caught-while-tracing"),
     ],

@@ -12,6 +12,8 @@ import numpy
 import torch
 from torch.utils import _pytree as pytree
 
+from slipway.export.rounding import computing_as_traced, differ_by_rounding
+
 __all__ = ["Diagnosis", "diagnose"]
 
 
@@ -50,6 +52,8 @@ def diagnose(model: torch.nn.Module, call: Callable[[], Any]) -> Diagnosis:
         ]
         time.sleep(_PAUSE)
         repeatable = _equal(first, _outcome(call))
+        with computing_as_traced(model):
+            computes_otherwise = not differ_by_rounding(first, _outcome(call))
     if "torch" in drawn_from and any(module.training for module in model.modules()):
         return Diagnosis(
             "the model drops out at random, or the like",
@@ -71,6 +75,14 @@ def diagnose(model: torch.nn.Module, call: Callable[[], Any]) -> Diagnosis:
             "the model gives other results when it is called again",
             "let the results depend on the inputs and the weights alone, and on no clock and no "
             "global variable",
+        )
+    if computes_otherwise:
+        return Diagnosis(
+            "the model takes torch's fast path for attention, which gives other results for "
+            "padding",
+            "set them yourself: encoded.masked_fill(mask[..., None], 0); or call "
+            "torch.backends.mha.set_fastpath_enabled(False) before the export, if the program may "
+            "give what the model gives without that path, as it does in training",
         )
     return Diagnosis(
         "the model does something else while it is traced",

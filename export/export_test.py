@@ -26,7 +26,7 @@ from slipway.export import (
     export,
     export_spec,
 )
-from slipway.program import ContractViolation, Program, load
+from slipway.program import ContractViolation, Program, load, verify
 from slipway.program.scalar_types import ScalarType
 
 AUTO = Dim.AUTO
@@ -774,6 +774,22 @@ def test_a_model_that_fails_at_a_declared_size_names_the_size() -> None:
     error = failure(_divides, torch.ones(4), dynamic_shapes=[{0: Dim("n", max=8)}])
     assert "n = 0" in error.reason or "n != 0" in error.reason
     assert at(error) == line_of(_divides, "12 //")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_eager_model_may_round_otherwise_than_its_graph(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 4), nn.LayerNorm(16)).eval().to(dtype)
+    nn.init.constant_(model[1].weight, 1000)
+    example = torch.randn(3, 5, 16).to(dtype)
+    program = export(model, example, dynamic_shapes=[{0: Dim("n", min=1, max=8)}])
+    program.save(tmp_path)
+    verify(load(tmp_path))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def _neighbours(x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
