@@ -338,6 +338,40 @@ def test_sizes_that_depend_on_data_are_unknown_in_the_contract() -> None:
     assert program(torch.tensor([-1.0, 5.0, -1.0])).tolist() == [5.0]
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (lambda n: math.ceil(n / 4), "(n + 3) // 4"),
+        (lambda n: math.floor(n / 4), "n // 4"),
+        (lambda n: math.ceil(n / 2.5), "(2*n + 4) // 5"),
+        (lambda n: math.ceil(n * 0.75), "(3*n + 3) // 4"),
+        (lambda n: math.floor(n * 2.0), "2*n"),
+        (lambda n: math.ceil((n - 9) / 4) + 9, "(n - 6) // 4 + 9"),
+        (lambda n: math.floor(n * 0.3), "?"),
+    ],
+)
+def test_sizes_that_were_fractions(size: Callable[[int], int], expected: str) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x.new_ones(size(x.shape[0])) * x.sum()
+
+    shapes = [{0: Dim("n", min=1, max=1 << 20)}]
+    program = export(model, torch.ones(8), dynamic_shapes=shapes)
+    assert str(program.contract.tensor_outputs["output"]) == f"float32[{expected}]"
+    for n in (1, 2, 3, 4, 5, 9, 100, 101, 104729, 1 << 20):
+        assert program(torch.zeros(n)).shape == (size(n),)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+def test_an_image_may_be_scaled_by_a_fraction(mode: str) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return functional.interpolate(x, scale_factor=(0.5, 1.5), mode=mode)
+
+    shapes = [{2: Dim("h", min=2, max=32), 3: Dim("w", min=1, max=32)}]
+    program = export(model, torch.randn(1, 3, 8, 8), dynamic_shapes=shapes)
+    shape = "float32[1, 3, h // 2, (3*w) // 2]"
+    assert str(program.contract.tensor_outputs["output"]) == shape
+
+
 def test_tied_weights_are_kept_once(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

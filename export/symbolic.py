@@ -36,6 +36,7 @@ _COMPARISONS: dict[type[sympy.Basic], str] = {
 }
 
 _LARGEST_POWER = 8
+_LARGEST_FACTOR = 1 << 12
 
 
 class InexpressibleError(ValueError):
@@ -73,12 +74,52 @@ def to_expression(value: sympy.Basic, symbols: Mapping[sympy.Symbol, int]) -> Ex
             return Modulo(*map(convert, value.args))
         case torch_functions.ModularIndexing(args=(base, divisor, modulus)):
             return Modulo(FloorDivide(convert(base), convert(divisor)), convert(modulus))
+        case (
+            torch_functions.FloorToInt()
+            | torch_functions.CeilToInt()
+            | torch_functions.TruncToInt()
+        ):
+            numerator, denominator = _ratio(value.args[0])
+            if isinstance(value, torch_functions.CeilToInt):
+                numerator += denominator - 1
+            elif isinstance(value, torch_functions.TruncToInt) and not numerator.is_nonnegative:
+                raise InexpressibleError(f"{value} has no form in the contract language")
+            quotient = FloorDivide(convert(numerator), Constant(denominator))
+            return quotient if denominator > 1 else quotient.left
         case torch_functions.Max() | sympy.Max():
             return Maximum(tuple(map(convert, sorted(value.args, key=str))))
         case torch_functions.Min() | sympy.Min():
             return Minimum(tuple(map(convert, sorted(value.args, key=str))))
         case _:
             raise InexpressibleError(f"{value} has no form in the contract language")
+
+
+def _ratio(fraction: sympy.Basic) -> tuple[sympy.Basic, int]:
+    """Returns the numerator and the denominator of a size that Python divided, or scaled.
+
+    Both are so small beside 2**53 that rounding to a double moves no quotient past a whole number.
+
+    Raises:
+      InexpressibleError: it is something else, or scaled by what no double is, such as 0.3.
+    """
+    match fraction:
+        case torch_functions.ToFloat(args=(whole,)):
+            return whole, 1
+        case torch_functions.IntTrueDiv(args=(whole, sympy.Integer(is_positive=True) as divisor)):
+            return whole, int(divisor)
+        case torch_functions.FloatTrueDiv(
+            args=(torch_functions.ToFloat(args=(whole,)), sympy.Float(is_positive=True) as divisor)
+        ):
+            denominator, factor = float(divisor).as_integer_ratio()
+        case sympy.Mul(
+            args=(sympy.Float(is_positive=True) as scale, torch_functions.ToFloat(args=(whole,)))
+        ):
+            factor, denominator = float(scale).as_integer_ratio()
+        case _:
+            raise InexpressibleError(f"{fraction} has no form in the contract language")
+    if max(factor, denominator) > _LARGEST_FACTOR:
+        raise InexpressibleError(f"{fraction} has no form in the contract language")
+    return factor * whole, denominator
 
 
 def to_condition(value: sympy.Basic, symbols: Mapping[sympy.Symbol, int]) -> Condition:
