@@ -15,6 +15,7 @@ from torch.fx.experimental import _config as shape_config
 
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.gate import bindings
+from slipway.export.recurrent import recurrent_layers_of_any_length
 from slipway.export.translation import quiet_torch, translate
 from slipway.program.calls import flatten_call
 from slipway.program.contract import DEFAULT_METHOD, Contract, Symbol, find_binders
@@ -81,6 +82,7 @@ def to_exported_program(program: Program, method: str = DEFAULT_METHOD) -> Expor
             torch.no_grad(),
             shape_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             quiet_torch(),
+            recurrent_layers_of_any_length(),
         ):
             return torch.export.export(
                 _module(program, method), args, kwargs, dynamic_shapes=_dynamic_shapes(contract)

@@ -1,0 +1,84 @@
+"""Recurrent layers over sequences of any length.
+
+They are one operator in a graph, but torch's own kernels for tracing take the steps one by one,
+which fixes how many there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+
+__all__ = ["recurrent_layers_of_any_length"]
+
+
+def _outputs(
+    inputs: torch.Tensor,
+    hidden: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    bidirectional: bool,
+    batch_first: bool,
+) -> torch.Tensor:
+    """Returns a tensor of the shape and layout of what a layer gives for each step."""
+    steps, rows = (inputs.shape[1], inputs.shape[0]) if batch_first else inputs.shape[:2]
+    torch._check(inputs.shape[2] == weights[0].shape[1])
+    torch._check(hidden.shape[1] == rows)
+    result = inputs.new_empty(steps, rows, hidden.shape[2] * (2 if bidirectional else 1))
+    return result.transpose(0, 1) if batch_first else result
+
+
+def _lstm(
+    inputs: torch.Tensor,
+    states: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    has_biases: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[torch.Tensor, ...]:
+    hidden, cells = states
+    torch._check(cells.shape[1] == hidden.shape[1])
+    results = _outputs(inputs, hidden, weights, bidirectional, batch_first)
+    return results, hidden.new_empty(hidden.shape), cells.new_empty(cells.shape)
+
+
+def _recurrent(
+    inputs: torch.Tensor,
+    hidden: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    has_biases: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[torch.Tensor, ...]:
+    results = _outputs(inputs, hidden, weights, bidirectional, batch_first)
+    return results, hidden.new_empty(hidden.shape)
+
+
+_KERNELS: dict[torch._ops.OpOverload, Callable[..., Any]] = {
+    torch.ops.aten.gru.input: _recurrent,
+    torch.ops.aten.lstm.input: _lstm,
+    torch.ops.aten.rnn_relu.input: _recurrent,
+    torch.ops.aten.rnn_tanh.input: _recurrent,
+}
+
+
+@contextlib.contextmanager
+def recurrent_layers_of_any_length() -> Iterator[None]:
+    """Has tracing find out no more of recurrent layers than the shapes of what they give."""
+    with contextlib.ExitStack() as stack:
+        for operator, kernel in _KERNELS.items():
+            # Torch remembers which kernel it found.
+            stack.callback(operator._dispatch_cache.clear)
+            kernels = dict.fromkeys(operator.py_kernels, kernel)
+            stack.enter_context(mock.patch.dict(operator.py_kernels, kernels))
+            operator._dispatch_cache.clear()
+        yield
