@@ -261,7 +261,8 @@ def test_requests_are_padded_at_the_end_of_what_they_lack(
         filled[tuple(map(slice, shape))] = part
         parts.append(filled)
     expected = torch.cat(parts, dim=axis)
-    batch = make_batch(headers, contents, axis, tuple(expected.shape), {1 - axis: value})
+    values = {place: value for place in range(expected.dim()) if place != axis}
+    batch = make_batch(headers, contents, axis, tuple(expected.shape), values)
     assert (batch.dtype, batch.shape) == (expected.dtype, expected.shape)
     assert encode(batch) == encode(expected)
 
