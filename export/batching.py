@@ -28,8 +28,9 @@ from slipway.program.batching import (
 )
 from slipway.program.cases import TOLERANCES
 from slipway.program.contract import Contract
+from slipway.program.method import Method
 from slipway.program.mutation import possibly_mutated_inputs
-from slipway.program.program import Method, Program
+from slipway.program.program import Program
 from slipway.program.torch_types import from_torch
 
 __all__ = ["find_batching"]

@@ -23,7 +23,8 @@ from slipway.program.compiled import use_compiled, use_graphs
 from slipway.program.contract import Contract
 from slipway.program.corners import corner_bindings
 from slipway.program.interpreter import use_interpreter
-from slipway.program.program import Method, Program
+from slipway.program.method import Method
+from slipway.program.program import Program
 from slipway.program.torch_types import to_torch
 
 __all__ = ["Speed", "check_compiled", "measure_speed"]

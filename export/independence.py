@@ -21,7 +21,7 @@ from slipway.export.rows import (
     varied,
 )
 from slipway.program.batching import BatchingEvidence, batch_dimension
-from slipway.program.program import Method
+from slipway.program.method import Method
 
 __all__ = ["Trial"]
 

@@ -16,7 +16,7 @@ from slipway.export.rows import Tolerance, as_drawn, first_difference, join, var
 from slipway.program.batching import Batching, Padding, PaddingNumber
 from slipway.program.contract import Contract, TensorSpec
 from slipway.program.expressions import SymbolReference
-from slipway.program.program import Method
+from slipway.program.method import Method
 
 __all__ = ["PaddingTrial", "padding_of"]
 

@@ -37,7 +37,8 @@ from slipway.program.version import VERSION
 
 if TYPE_CHECKING:
     from slipway.program.cases import verify
-    from slipway.program.program import Method, Program, load
+    from slipway.program.method import Method
+    from slipway.program.program import Program, load
 
 __all__ = [
     "DEFAULT_METHOD",

@@ -19,8 +19,9 @@ from google.protobuf.message import DecodeError
 
 from slipway.program.errors import CompiledCodeError
 from slipway.program.instruction_sets import INSTRUCTION_SETS, missing_features
+from slipway.program.method import Method
 from slipway.program.native_code import NativeCode
-from slipway.program.program import Method, Program
+from slipway.program.program import Program
 from slipway.proto import program_pb2 as pb
 
 __all__ = [

@@ -15,7 +15,8 @@ from slipway.program.contract import Contract
 from slipway.program.corners import corner_bindings
 from slipway.program.custom_ops import load_custom_ops
 from slipway.program.errors import DataViolation, SlipwayError
-from slipway.program.program import Method, Program, load
+from slipway.program.method import Method
+from slipway.program.program import Program, load
 from slipway.program.scalar_types import ScalarType
 from slipway.program.torch_types import from_torch, to_torch
 
