@@ -108,14 +108,23 @@ class RequestQueue:
         self._count(pending, -1)
         return True
 
-    def next_batch(
+    def is_next_complete(
         self,
         max_rows: int,
         is_legal: Callable[[PendingRequest, int], bool],
         worth: float | None = None,
-    ) -> int:
-        """Returns how many rows `take` would take."""
-        return sum(pending.rows for pending in self._batch(max_rows, is_legal, worth))
+    ) -> bool:
+        """Returns whether nobody who comes could be in the batch that `take` would take."""
+        batch = self._batch(max_rows, is_legal, worth)
+        if not batch or batch[0].request.plan.group is None:
+            return True
+        rows = sum(pending.rows for pending in batch)
+        following = list(itertools.islice(self._groups[_key(batch[0])], len(batch) + 1))
+        # Whoever is next in line, and needs no padding, goes before those that come.
+        return rows >= max_rows or (
+            len(following) > len(batch)
+            and all(pending.row_size == batch[0].row_size for pending in following)
+        )
 
     def take(
         self,

@@ -302,14 +302,12 @@ class Scheduler:
             return batch
 
     def _await_more(self) -> None:
-        """Waits, after a batch, until the next is full or a request waited long enough."""
+        """Waits, after a batch, until the next is complete or a request waited long enough."""
         with self._condition:
             while self._queue.count and not self._is_closed and not self._idle:
                 remaining = min(map(self._latest_start, self._queue)) - time.monotonic()
-                if (
-                    remaining <= 0
-                    or self._queue.next_batch(self._max_rows, self._is_legal, self._cost.worth)
-                    >= self._max_rows
+                if remaining <= 0 or self._queue.is_next_complete(
+                    self._max_rows, self._is_legal, self._cost.worth
                 ):
                     return
                 self._condition.wait(remaining)

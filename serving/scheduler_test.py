@@ -894,6 +894,19 @@ def test_closing_waits_for_no_delay(make_bench: MakeBench) -> None:
     closing.join()
 
 
+def test_a_batch_that_cannot_grow_is_not_kept_waiting(make_bench: MakeBench) -> None:
+    bench = make_bench(batch_delay=3600.0)
+    busy = bench.occupy()
+    first, second = bench.submit(affine(rows=5)), bench.submit(affine(rows=4))
+    busy.release()
+    first.wait()  # with another row there would be too many
+    assert not second.entered.is_set()
+    bench.submit(affine(rows=4))
+    bench.run()
+    second.wait()
+    assert sizes(bench) == {1: 1, 5: 1, 8: 1}
+
+
 def test_closing_answers_what_waits_and_takes_no_more(make_bench: MakeBench) -> None:
     bench = make_bench()
     busy = bench.occupy()
