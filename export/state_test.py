@@ -11,6 +11,7 @@ import torch
 from slipway.export import export
 from slipway.program import Program, load
 from slipway.program.container import read_container, write_container
+from slipway.program.interpreter import use_interpreter
 
 
 class Counter(torch.nn.Module):
@@ -116,3 +117,9 @@ def test_operators_that_do_not_say_that_they_write_or_give_a_view(operator: str)
     assert "state" in program.state
     for _ in range(3):
         torch.testing.assert_close(program(x), model(x))
+
+
+def test_a_program_with_state_is_left_to_python(tmp_path: Path) -> None:
+    program = exported("in place", tmp_path / "program")
+    assert use_interpreter(program) == ["forward"]
+    assert [program(torch.zeros(2)).tolist() for _ in range(2)] == [[1, 1], [2, 2]]
