@@ -124,7 +124,7 @@ class InterpretedGraph:
             raise EngineFailure(str(error)) from error
         finally:
             torch._C._set_graph_executor_optimize(before)
-        return list(result) if isinstance(result, tuple) else [result]
+        return list(result)
 
 
 class _Builder:
@@ -151,8 +151,7 @@ class _Builder:
             elif node.op == "output":
                 for result in node.args[0]:
                     self._graph.registerOutput(self._value(result))
-                if len(node.args[0]) != 1:
-                    self._graph.makeMultiOutputIntoTuple()
+                self._graph.makeMultiOutputIntoTuple()
             else:
                 raise NotInterpretableError(f"the graph has a {node.op} node")
         return self._graph

@@ -132,6 +132,7 @@ def test_many_sizes_in_turn() -> None:
     for count in (1, 5, 1, 300, 2):
         (result,) = interpreted.run([torch.arange(count)])
         assert result.shape == (4, count)
+    assert torch._C._get_graph_executor_optimize()  # which is the whole process's
 
 
 @pytest.mark.parametrize(

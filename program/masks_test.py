@@ -7,7 +7,7 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from torch import fx
 
 from slipway.program.interpreter import InterpretedGraph
@@ -57,6 +57,7 @@ def check(x: torch.Tensor, mask: torch.Tensor, value: float) -> None:
     special=st.lists(st.sampled_from(_SPECIAL), max_size=3),
     seed=st.integers(0, 99),
 )
+@example([0, 0, 1], [False, True, False, False], 0, -1e9, [], 0)
 def test_any_mask(
     sizes: list[int],
     ones: list[bool],
@@ -89,8 +90,9 @@ def test_a_mask_with_more_dimensions_than_what_it_fills() -> None:
     check(torch.randn(3), torch.tensor(True), -1.0)
 
 
-def test_vectors_are_clamped_unless_something_is_not_a_number() -> None:
-    graph = clamp_by_masks(graph_of(-1e9))
+@pytest.mark.parametrize("value", [-1e9, -math.inf, -1])
+def test_vectors_are_clamped_unless_something_is_not_a_number(value: float) -> None:
+    graph = clamp_by_masks(graph_of(value))
     x, mask = torch.randn(2, 4, 50, 50), torch.rand(2, 1, 1, 50) < 0.5
     assert "aten::masked_fill" not in operators_of(graph, x, mask)
     x[0, 0, 0, 0] = math.nan
