@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import gc
 import queue
 import threading
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import cast
 
 import grpc
 import pytest
 
-from slipway.serving.errors import UnavailableError
+from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.errors import ResourceExhaustedError, UnavailableError
 from slipway.serving.inference import InferenceFrontend
 from slipway.serving.memory_budget import MemoryBudget
 from slipway.serving.request_queue import Reply
-from slipway.serving.streaming import InferenceStreams
+from slipway.serving.streaming import MAX_STREAMS, InferenceStreams
 
 
 class Frontend:
@@ -21,19 +24,24 @@ class Frontend:
 
     def __init__(self) -> None:
         self.replies: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+        self.forgotten: queue.SimpleQueue[Reply] = queue.SimpleQueue()
 
     def take(self, message: bytes, reply: Reply, deadline: float) -> Callable[[], None]:
         self.replies.put(reply)
-        return lambda: None
+        return lambda: self.forgotten.put(reply)
 
 
 class Context:
-    """A call without metadata or a deadline, of a client that stays."""
+    """A call without metadata or a deadline, of a client that stays until it is told to go."""
+
+    def __init__(self) -> None:
+        self.go: Callable[[], None] = lambda: None
 
     def invocation_metadata(self) -> tuple[()]:
         return ()
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
+        self.go = callback
         return True
 
     def time_remaining(self) -> float | None:
@@ -44,14 +52,15 @@ class Context:
 
 
 class Client:
-    """Sends one request, and ends the stream when it is told to."""
+    """Sends requests, and ends the stream when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, requests: int = 1) -> None:
+        self._requests = requests
         self.has_ended = threading.Event()
         self.readers: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
 
     def messages(self) -> Iterator[bytes]:
-        yield b""
+        yield from [b""] * self._requests
         self.readers.put(threading.current_thread())
         self.has_ended.wait()
 
@@ -61,12 +70,21 @@ class Streams:
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.frontend = Frontend()
-        self.streams = InferenceStreams(cast(InferenceFrontend, self.frontend), MemoryBudget(2**20))
+        self.memory = MemoryBudget(2**20)
+        self.streams = InferenceStreams(cast(InferenceFrontend, self.frontend), self.memory)
         self._pool = pool
 
+    def serve(self, messages: Iterator[bytes]) -> Generator[bytes, None, None]:
+        self.context = Context()
+        context = cast(grpc.ServicerContext, self.context)
+        return cast(Generator[bytes, None, None], self.streams.serve(messages, context))
+
     def open(self, messages: Iterator[bytes]) -> Future[list[bytes]]:
-        context = cast(grpc.ServicerContext, Context())
-        return self._pool.submit(list, self.streams.serve(messages, context))
+        return self._pool.submit(list, self.serve(messages))
+
+    def answer_next(self, message: bytes) -> None:
+        """Has the next request that comes, or waits, answered by another thread."""
+        self._pool.submit(lambda: self.frontend.replies.get(timeout=60).respond(message))
 
 
 @pytest.fixture
@@ -113,3 +131,105 @@ def test_a_stream_that_comes_when_the_server_stops_is_refused(streams: Streams) 
     with pytest.raises(UnavailableError, match="the server stops: open the stream again"):
         streams.open(messages()).result(60)
     assert not is_read.is_set()
+
+
+def test_answers_count_as_memory_until_they_are_read(streams: Streams) -> None:
+    client = Client(requests=3)
+    answers = streams.serve(client.messages())
+
+    def answer(message: bytes) -> bytes:
+        """Returns the next response, of a request that is answered with `message`."""
+        streams.answer_next(message)
+        return next(answers)
+
+    sizes = []
+    for size in (100, 1000):
+        sizes.append(len(answer(bytes(size))))
+        assert streams.memory.used == sizes[-1]  # whoever asks for the next has read the last
+    answers.close()
+    assert streams.memory.used == 0
+    streams.frontend.replies.get(timeout=60).respond(bytes(100))  # for nobody
+    assert streams.memory.used == 0
+    client.has_ended.set()
+
+
+def test_no_more_requests_are_read_than_may_be_under_way(streams: Streams) -> None:
+    client = Client(requests=300)
+    answers = streams.open(client.messages())
+    replies = [streams.frontend.replies.get(timeout=60) for _ in range(256)]
+    with pytest.raises(queue.Empty):
+        streams.frontend.replies.get(timeout=0.1)
+    replies[0].respond(b"")
+    replies.append(streams.frontend.replies.get(timeout=60))
+    for reply in replies[1:]:
+        reply.respond(b"")
+    for _ in range(300 - len(replies)):
+        streams.frontend.replies.get(timeout=60).respond(b"")
+    client.has_ended.set()
+    assert len(answers.result(60)) == 300
+
+
+def test_a_client_that_goes_has_its_requests_forgotten(streams: Streams) -> None:
+    client = Client(requests=300)
+    answers = streams.open(client.messages())
+    replies = [streams.frontend.replies.get(timeout=60) for _ in range(256)]
+    readers = [thread for thread in threading.enumerate() if thread.name.endswith("(_read)")]
+    streams.context.go()
+    assert answers.result(60) == []
+    forgotten = [streams.frontend.forgotten.get(timeout=60) for _ in replies]
+    assert set(forgotten) == set(replies)
+    for reader in readers:  # which waited for room
+        reader.join(60)
+        assert not reader.is_alive()
+
+
+def test_a_request_that_was_answered_is_freed_while_the_stream_goes_on(streams: Streams) -> None:
+    client = Client(requests=2)
+    answers = streams.open(client.messages())
+    first, second = (streams.frontend.replies.get(timeout=60) for _ in range(2))
+    reference = weakref.ref(first)
+    first.respond(b"")
+    del first
+    gc.collect()
+    assert reference() is None
+    second.respond(b"")
+    client.has_ended.set()
+    assert len(answers.result(60)) == 2
+
+
+@pytest.mark.parametrize("error", [UnavailableError("it is away"), RuntimeError("secret")])
+def test_a_request_that_is_not_taken_on_is_answered_whatever_it_is(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def take(message: bytes, reply: Reply, deadline: float) -> Callable[[], None]:
+        raise error
+
+    monkeypatch.setattr(streams.frontend, "take", take)
+    # Ids, of which the second is no text.
+    (good, bad) = streams.open(iter([b"\x1a\x01a", b"\x1a\x01\xff"])).result(60)
+    for response, identifier in ((good, "a"), (bad, "")):
+        message = protocol.ModelStreamInferResponse.FromString(response)
+        assert message.infer_response.id == identifier
+        assert message.error_message
+        assert "secret" not in message.error_message
+
+
+def test_so_many_streams_may_be_open(streams: Streams) -> None:
+    client = Client()
+
+    def begin() -> Generator[bytes, None, None]:
+        answers = streams.serve(client.messages())
+        streams.answer_next(b"")
+        next(answers)
+        return answers
+
+    begun = [begin() for _ in range(MAX_STREAMS)]
+    assert streams.streams.open_count == MAX_STREAMS
+    with pytest.raises(ResourceExhaustedError, match="64 streams are open"):
+        next(streams.serve(client.messages()))
+    begun.pop().close()
+    begun.append(begin())
+    client.has_ended.set()
+    for answers in begun:
+        answers.close()
+    assert streams.streams.open_count == 0
