@@ -16,6 +16,10 @@ import torch
 __all__ = ["recurrent_layers_of_any_length"]
 
 
+def _require(condition: bool) -> None:
+    torch._check(condition)  # type: ignore[no-untyped-call]
+
+
 def _outputs(
     inputs: torch.Tensor,
     hidden: torch.Tensor,
@@ -25,8 +29,8 @@ def _outputs(
 ) -> torch.Tensor:
     """Returns a tensor of the shape and layout of what a layer gives for each step."""
     steps, rows = (inputs.shape[1], inputs.shape[0]) if batch_first else inputs.shape[:2]
-    torch._check(inputs.shape[2] == weights[0].shape[1])
-    torch._check(hidden.shape[1] == rows)
+    _require(inputs.shape[2] == weights[0].shape[1])
+    _require(hidden.shape[1] == rows)
     result = inputs.new_empty(steps, rows, hidden.shape[2] * (2 if bidirectional else 1))
     return result.transpose(0, 1) if batch_first else result
 
@@ -43,7 +47,7 @@ def _lstm(
     batch_first: bool,
 ) -> tuple[torch.Tensor, ...]:
     hidden, cells = states
-    torch._check(cells.shape[1] == hidden.shape[1])
+    _require(cells.shape[1] == hidden.shape[1])
     results = _outputs(inputs, hidden, weights, bidirectional, batch_first)
     return results, hidden.new_empty(hidden.shape), cells.new_empty(cells.shape)
 

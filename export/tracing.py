@@ -113,10 +113,11 @@ def trace_and_settle(
         leaves = _larger_example(traced)
         if leaves is None:
             raise
-        larger: Any = traced.derivation.contract.input_tree.unflatten(iter(leaves))
+        call: Any = traced.derivation.contract.input_tree.unflatten(iter(leaves))
         tracer = replace(tracer, settled={})
         try:
-            again = tracer.trace(*larger, declared)
+            args, kwargs = call
+            again = tracer.trace(args, kwargs, declared)
             return replace(again, example=traced.example), settle(tracer, again)
         except ExportError as other:
             if other.kind is ExportErrorKind.CONSTRAINT_VIOLATION:
