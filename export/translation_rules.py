@@ -280,6 +280,15 @@ RULES = (
         r"quantized nyi in meta tensors",
     ),
     Rule(
+        _OPERATOR,
+        "weights-in-an-object",
+        "the model keeps weights in an object of TorchScript, as the quantized modules of torch.ao "
+        "do, which a program cannot hold",
+        "keep them as tensors: integers and their scales in buffers, multiplied in the forward "
+        "function",
+        r"__torch__\.torch\.classes\.\S+ .*'__obj_flatten__'",
+    ),
+    Rule(
         _SPEC,
         "output-that-is-no-tensor",
         "the model returns an object of type {}, which is neither a tensor nor a container of "
