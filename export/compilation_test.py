@@ -8,6 +8,7 @@ import torch
 
 from slipway.export import export
 from slipway.export.compilation import CompilationError, compile_program, obstacle
+from slipway.program import DataViolation
 
 _NOWHERE = Path("/nowhere/g++")
 
@@ -65,6 +66,16 @@ def test_sizes_and_other_arguments_stay_with_the_graph() -> None:
     assert "returns sizes" in (obstacle(sizes, "forward") or "")
     option = export(_option, (torch.ones(2, 3), 3.0))
     assert "no tensors" in (obstacle(option, "forward") or "")
+
+
+def test_bags_that_begin_where_values_say_stay_with_the_graph() -> None:
+    def bags(items: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.embedding_bag(items, torch.ones(9, 2), offsets, mode="sum")
+
+    program = export(bags, (torch.tensor([1, 2, 3]), torch.tensor([0, 2])))
+    assert "where bags or segments begin" in (obstacle(program, "forward") or "")
+    with pytest.raises(DataViolation, match="a bag or segment that ends before it begins"):
+        program(torch.tensor([1, 2, 3]), torch.tensor([0, -3]))
 
 
 def test_tensors_in_and_tensors_out_can_be_compiled() -> None:

@@ -1,7 +1,9 @@
 """Indices that depend on a call's values, checked where one out of range would end the device.
 
 On the host torch looks at every index, and raises an error. CUDA has the device assert it: one
-token outside the vocabulary, and nothing runs on the device any more until the process ends.
+token outside the vocabulary, and nothing runs on the device any more until the process ends. What
+torch checks nowhere is where bags of embeddings and segments begin: it adds up what lies outside of
+its memory.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ __all__ = ["SCRIPTED", "check_indices"]
 _aten = torch.ops.aten
 
 # The first argument is what an operator looks into. Of these, the second is an index of rows;
-_OF_ROWS = {
-    _aten.embedding.default,
+_BAGS = {
     _aten.embedding_bag.default,
     _aten.embedding_bag.padding_idx,
 }
+_OF_ROWS = {_aten.embedding.default, *_BAGS}
 # of these it is a dimension, and the third is the index;
 _ALONG_DIMENSION = {
     _aten.gather.default,
@@ -54,6 +56,11 @@ _INDEXING = {
     _aten.index_put.default,
     _aten.index_put_.default,
 }
+
+# These have offsets, of parts of what they add up.
+_PARTS = {*_BAGS, _aten.segment_reduce.default}
+
+_CHECKABLE = {*_OF_ROWS, *_ALONG_DIMENSION, *_INDEXING, *_PARTS, _aten.one_hot.default}
 
 # What these give depends on no values.
 _SIZES = {
@@ -108,11 +115,18 @@ def are_out_of_range(
     return result
 
 
-SCRIPTED = (bounded_index, is_out_of_range, bounded_indices, are_out_of_range)
+def ordered_offsets(offsets: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns where parts of so many items begin, with what is out of range or order replaced."""
+    return torch.cummax(torch.clamp(offsets, 0, count), -1)[0]
+
+
+SCRIPTED = (bounded_index, is_out_of_range, bounded_indices, are_out_of_range, ordered_offsets)
 """What `check_indices` puts into graphs. It is TorchScript, and depends on dtypes."""
 
 
-def check_indices(module: fx.GraphModule, constants: Collection[int]) -> fx.GraphModule:
+def check_indices(
+    module: fx.GraphModule, constants: Collection[int], *, offsets_only: bool = False
+) -> fx.GraphModule:
     """Returns a graph that never has an index out of range, and says whether it would have.
 
     Args:
@@ -120,11 +134,15 @@ def check_indices(module: fx.GraphModule, constants: Collection[int]) -> fx.Grap
         over a dimension: whatever is computed there would have to leave it first.
       constants: those of its inputs that are always the same, by position. Indices that depend on
         no values but theirs are left alone.
+      offsets_only: whether to leave everything alone but offsets of bags and segments.
 
     Returns:
       A graph with the same inputs and one more output, the last: a bool without dimensions. When
       that is true, the others mean nothing. `module` itself if there is nothing to check.
     """
+    checkable = _PARTS if offsets_only else _CHECKABLE
+    if not any(node.target in checkable for node in module.graph.nodes):
+        return module
     changed = copy.deepcopy(module)
     graph = changed.graph
     found = []
@@ -138,7 +156,11 @@ def check_indices(module: fx.GraphModule, constants: Collection[int]) -> fx.Grap
             place += 1
         elif node.target not in _SIZES and not varying.isdisjoint(node.all_input_nodes):
             varying.add(node)
-            if not depth:
+            if depth:
+                continue
+            if node.target in _PARTS:
+                found += _offset_checks(node, varying)
+            if node.target in _CHECKABLE and not offsets_only:
                 found += _checks(node, varying)
     if not found:
         return module
@@ -155,38 +177,72 @@ def check_indices(module: fx.GraphModule, constants: Collection[int]) -> fx.Grap
 def _checks(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
     """Has a node take indices that are in range; returns what says whether they were before."""
     target: Any = node.target
+    x = _argument(node, 0)
     if target in _INDEXING:
-        x, indices = node.args[:2]
-        assert isinstance(indices, list | tuple)
-        if varying.isdisjoint(indices):
+        indices = _argument(node, 1)
+        if not isinstance(indices, list | tuple) or varying.isdisjoint(indices):
             return []
         bounded = _insert(node, bounded_indices, x, indices)
-        node.update_arg(1, bounded)
+        _replace_argument(node, 1, bounded)
         return [_insert(node, are_out_of_range, x, indices, bounded)]
     if target in _ALONG_DIMENSION:
-        dimension, place = node.args[1], 2
+        dimension, place = _argument(node, 1), 2
     elif target in _OF_ROWS:
         dimension, place = 0, 1
     elif target is _aten.one_hot.default:
         return _class_checks(node, varying)
     else:
         return []
-    index = node.args[place]
+    index = _argument(node, place)
     if index not in varying:
         return []
-    bounded = _insert(node, bounded_index, node.args[0], dimension, index)
-    node.update_arg(place, bounded)
+    bounded = _insert(node, bounded_index, x, dimension, index)
+    _replace_argument(node, place, bounded)
     return [_insert(node, is_out_of_range, index, bounded)]
+
+
+def _offset_checks(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
+    """Does what `_checks` does for where bags and segments begin."""
+    # Torch checks lengths of segments, unless the model says that they are right.
+    place = 2 if node.target in _BAGS else 4
+    offsets = _argument(node, place)
+    if offsets not in varying:
+        return []
+    if node.target in _BAGS:
+        count = _insert(node, _aten.sym_numel.default, _argument(node, 1))
+    else:
+        axis = _argument(node, 5)
+        count = _insert(node, _aten.sym_size.int, _argument(node, 0), axis)
+    ordered = _insert(node, ordered_offsets, offsets, count)
+    _replace_argument(node, place, ordered)
+    return [_insert(node, is_out_of_range, offsets, ordered)]
 
 
 def _class_checks(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
     """Does what `_checks` does for the classes that `one_hot` makes columns of."""
-    classes, count = node.args
-    if classes not in varying or count == -1:  # as many as there are
-        return []
+    classes, count = _argument(node, 0), _argument(node, 1)
+    if classes not in varying or not isinstance(count, int) or count < 0:
+        return []  # as many as there are
     bounded = _insert(node, _aten.clamp.default, classes, 0, count - 1)
-    node.update_arg(0, bounded)
+    _replace_argument(node, 0, bounded)
     return [_insert(node, is_out_of_range, classes, bounded)]
+
+
+def _argument(node: fx.Node, place: int) -> Any:
+    """Returns what a node gives for a parameter of its operator; the default if nothing."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    parameter = node.target._schema.arguments[place]
+    if place < len(node.args):
+        return node.args[place]
+    return node.kwargs.get(parameter.name, parameter.default_value)
+
+
+def _replace_argument(node: fx.Node, place: int, value: fx.Node) -> None:
+    if place < len(node.args):
+        node.update_arg(place, value)
+    else:
+        assert isinstance(node.target, torch._ops.OpOverload)
+        node.update_kwarg(node.target._schema.arguments[place].name, value)
 
 
 def _insert(node: fx.Node, function: Callable[..., Any], *arguments: Any) -> fx.Node:

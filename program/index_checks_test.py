@@ -89,6 +89,42 @@ def test_any_of_several_lookups_counts() -> None:
         assert run([_INDEX, wrong])[-1]
 
 
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("has_last_offset", [False, True])
+def test_bags_lie_within_the_indices(mode: int, has_last_offset: bool) -> None:
+    def look_up(t: torch.Tensor, i: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return _aten.embedding_bag.default(
+            t, i, offsets, False, mode, False, None, has_last_offset
+        )[0]
+
+    indices = torch.tensor([1, 2, 3, 0])
+    module = traced(look_up, indices, torch.tensor([0, 2, 4]))
+    checked = check_indices(module, {0}, offsets_only=True)
+    for first, second in zip(runners(module), runners(checked), strict=True):
+        for offsets in ([0, 2, 4], [0, 0, 4], [0, 4, 4]):
+            given = [indices, torch.tensor(offsets)]
+            actual, is_wrong = second(given)
+            assert not is_wrong
+            torch.testing.assert_close(actual, first(given)[0], rtol=0, atol=0)
+        # Torch itself adds up what lies before the table, or ends the process.
+        for offsets in ([0, -3, 4], [0, 3, 2], [0, 5, 4], [0, -(2**40), 4]):
+            if has_last_offset and offsets[-1] != 4:
+                continue  # which torch finds out
+            assert second([indices, torch.tensor(offsets)])[-1], offsets
+
+
+def test_segments_lie_within_what_they_divide() -> None:
+    def reduce(t: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return torch.segment_reduce(t, "sum", offsets=offsets, axis=0)
+
+    checked = check_indices(traced(reduce, torch.tensor([0, 1, 4])), {0}, offsets_only=True)
+    actual, is_wrong = checked(_TABLE, torch.tensor([0, 3, 4]))
+    assert not is_wrong
+    assert actual.tolist() == [_TABLE[:3].sum(0).tolist(), _TABLE[3].tolist()]
+    for offsets in ([0, 5, 4], [0, 3, 2**40], [-1, 2, 4], [0, 3, 1]):
+        assert checked(_TABLE, torch.tensor(offsets))[-1], offsets
+
+
 def test_masks_are_left_alone() -> None:
     def look_up(t: torch.Tensor, mask: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
         return t[None][mask, i]

@@ -83,9 +83,9 @@ class Method:
         self._changes_state = any(
             weight is not None and place in written for place, weight in enumerate(self._template)
         )
-        self._graph_module = module
-        if checks_indices:
-            self._graph_module = check_indices(module, self.weights.keys() - written)
+        constants = self.weights.keys() - written
+        self._graph_module = check_indices(module, constants, offsets_only=not checks_indices)
+        self._checks_indices = self._graph_module is not module
         self._forward = leaving_nesting(self._graph_module)
 
     @property
@@ -111,6 +111,11 @@ class Method:
     def engine(self) -> Engine | None:
         """Returns what calls run; None where Python runs the graph."""
         return self._engine
+
+    @property
+    def checks_indices(self) -> bool:
+        """Returns whether calls find out that what they select does not exist, as `load` says."""
+        return self._checks_indices
 
     @property
     def changes_state(self) -> bool:
@@ -269,6 +274,6 @@ def _checked(results: Sequence[Any], promised: int) -> Sequence[Any]:
         if is_out_of_range.item():
             raise DataViolation(
                 "a value of an input selects an element that does not exist, such as a token "
-                "outside the vocabulary"
+                "outside the vocabulary, or a bag or segment that ends before it begins"
             )
     return results[:promised]
