@@ -30,8 +30,6 @@ _DIRECTORY = "/dev/shm"
 _MAX_REGIONS = 256
 """Each is an open file."""
 
-_MAX_OFFSET = 2**63 - 1
-
 
 @dataclass(frozen=True, slots=True)
 class RegionReference:
@@ -156,7 +154,7 @@ class SharedMemoryRegions:
             raise InvalidRequestError("a shared memory region needs a name: set name")
         file = _File(_open(key))
         end = os.fstat(file.descriptor).st_size
-        if size < 1 or offset > _MAX_OFFSET or offset + size > end:
+        if size < 1 or offset + size > end:
             raise InvalidRequestError(
                 f"failed to register shared memory region {quoted(name)}: it is bytes {offset} to "
                 f"{offset + size} of {quoted(key)}, which has {end} bytes; it must have one byte "
