@@ -320,6 +320,7 @@ def test_answers_that_nobody_reads_count_as_memory_of_requests(
     memory, message = running.environment.memory, infer_request().SerializeToString()
     running.infer()
     running.stream(3)
+    await_condition(lambda: not memory.used)
     path = f"/inference.GRPCInferenceService/{method}"
     with calls_without_reading(running.address, path, message, 20):
         await_condition(lambda: memory.used >= 20 * len(b"affine"))
