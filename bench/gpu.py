@@ -1,6 +1,6 @@
 """The example programs on a GPU, as a server runs them, against the eager models.
 
-    bazel run //bench:gpu -- [--device cuda:0] [--seconds S] [--markdown FILE]
+    bazel run --config=cuda //bench:gpu -- [--device cuda:0] [--seconds S] [--markdown FILE]
 
 For each model and number of rows, the largest difference from the eager model on the device, and
 calls a second: of the eager model, of the eager model in a CUDA graph, and of the program as a
@@ -172,8 +172,8 @@ def _markdown(figures: dict[str, dict[str, float]], place: torch.device) -> str:
         "# The example programs on a device\n",
         f"{card}, torch {torch.__version__}, {datetime.date.today()}. Calls a second with the "
         "copies to the device and back, medians of runs in turn; the largest difference is from "
-        "the eager model on the device. `./bazelw run //bench:gpu -- --markdown FILE` writes "
-        "this.\n",
+        "the eager model on the device. `bazel run --config=cuda //bench:gpu -- --markdown FILE` "
+        "writes this.\n",
         f"| | {' | '.join(column.replace('_', ' ') for column in columns)} |",
         "|---" * (len(columns) + 1) + "|",
     ]
