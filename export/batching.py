@@ -145,7 +145,7 @@ def _with_padding(
             )
         padding = padding_of(contract, name, values)
         problem = padding_problem(contract, names.index(name), padding.values)
-        problem = problem or trial.problem(padding)
+        problem = problem or trial.problem([padding])
         if problem is not None:
             raise _refusal(
                 f"inputs of '{contract.method}' cannot be padded along '{name}': {problem}",
@@ -153,6 +153,13 @@ def _with_padding(
                 "nothing, as false is in a mask; or leave the symbol out of padding=",
             )
         paddings.append(padding)
+    problem = trial.problem(paddings) if len(paddings) > 1 else None
+    if problem is not None:
+        raise _refusal(
+            f"inputs of '{contract.method}' cannot be padded along "
+            f"{' and '.join(repr(padding.symbol) for padding in paddings)} at once: {problem}",
+            "leave one of them out of padding=",
+        )
     return replace(batching, paddings=tuple(paddings))
 
 

@@ -60,19 +60,31 @@ class PaddingTrial:
         self._names = [symbol.name for symbol in self._contract.symbols]
         self._generator = torch.Generator().manual_seed(batching.evidence.seed)
 
-    def problem(self, padding: Padding) -> str | None:
-        """Returns what shows that inputs cannot be padded so; None if nothing does."""
-        symbol = self._names.index(padding.symbol)
+    def problem(self, paddings: Sequence[Padding]) -> str | None:
+        """Returns what shows that inputs cannot be padded so, along several symbols at once.
+
+        Returns None if nothing does.
+        """
+        symbols = [self._names.index(padding.symbol) for padding in paddings]
         tried = False
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for short, long in self._sizes(symbol):
+            for pairs in zip(*map(self._sizes, symbols), strict=False):
+                short, long = (
+                    dict(zip(symbols, sizes, strict=True)) for sizes in zip(*pairs, strict=True)
+                )
+                if not all(map(self._may_try, self._mixed(short, long))):
+                    continue
                 tried = True
                 try:
-                    differing = self._differing(padding, symbol, short, long)
+                    differing = self._differing(paddings, short, long)
                 except Exception as error:
                     differing = f"it fails with {type(error).__name__}: {error}"
                 if differing is not None:
-                    return f"where {padding.symbol} = {short} is padded to {long}, {differing}"
+                    where = " and ".join(
+                        f"{self._names[symbol]} = {short[symbol]} is padded to {long[symbol]}"
+                        for symbol in symbols
+                    )
+                    return f"where {where}, {differing}"
         return None if tried else "there are no two sizes that could be tried"
 
     def _sizes(self, symbol: int) -> Iterator[tuple[int, int]]:
@@ -81,17 +93,24 @@ class PaddingTrial:
         largest = math.inf if declared.maximum is None else declared.maximum
         usual, least = self._usual[symbol], max(declared.minimum, 1)
         for short, long in ((usual, usual + 1), (least, usual), (usual, 2 * usual + 3)):
-            bindings = [self._binding(symbol, size) for size in (short, long)]
-            if (
-                short < long <= largest
-                and all(map(self._contract.is_legal, bindings))
-                and 3 * sum(map(math.prod, self._shapes(bindings[1]))) <= _ELEMENTS
+            if short < long <= largest and all(
+                self._may_try({symbol: size}) for size in (short, long)
             ):
                 yield short, long
 
-    def _binding(self, symbol: int, size: int) -> tuple[int, ...]:
+    def _mixed(self, short: Mapping[int, int], long: Mapping[int, int]) -> list[dict[int, int]]:
+        """Returns the sizes of the calls that are joined: in all symbols, and in each by itself."""
+        return [dict(short), dict(long), *({**long, symbol: short[symbol]} for symbol in short)]
+
+    def _may_try(self, sizes: Mapping[int, int]) -> bool:
+        binding = self._binding(sizes)
+        elements = 3 * sum(map(math.prod, self._shapes(binding)))
+        return self._contract.is_legal(binding) and elements <= _ELEMENTS
+
+    def _binding(self, sizes: Mapping[int, int]) -> tuple[int, ...]:
         binding = list(self._usual)
-        binding[symbol] = size
+        for symbol, size in sizes.items():
+            binding[symbol] = size
         binding[self._names.index(self._batching.symbol)] = 1
         return tuple(binding)
 
@@ -108,16 +127,19 @@ class PaddingTrial:
             for tensor, shape in zip(self._example, self._shapes(binding), strict=True)
         ]
 
-    def _differing(self, padding: Padding, symbol: int, short: int, long: int) -> str | None:
-        rows = [self._row(self._binding(symbol, size)) for size in (short, long, short)]
+    def _differing(
+        self, paddings: Sequence[Padding], short: Mapping[int, int], long: Mapping[int, int]
+    ) -> str | None:
+        mixed = self._mixed(short, long)
+        rows = [self._row(self._binding(sizes)) for sizes in mixed]
         alone = [self._method.run(row) for row in rows]
-        padded = [self._padded(row, padding, symbol, long) for row in rows]
+        padded = [self._padded(row, paddings, long) for row in rows]
         joined = self._method.run(join(padded, list(self._batching.inputs.values())))
         tolerance = Tolerance(self._batching.atol, self._batching.rtol)
         dimensions = self._batching.outputs
-        for place, expected in enumerate(alone):
+        for place, (expected, sizes) in enumerate(zip(alone, mixed, strict=True)):
             actual = [
-                _cut(tensor.narrow(dimension, place, 1), spec, symbol, (short, long)[place % 2])
+                _cut(tensor.narrow(dimension, place, 1), spec, sizes)
                 for tensor, dimension, spec in zip(
                     joined, dimensions, self._contract.tensor_outputs.values(), strict=True
                 )
@@ -129,28 +151,29 @@ class PaddingTrial:
         return None
 
     def _padded(
-        self, row: Sequence[torch.Tensor], padding: Padding, symbol: int, size: int
+        self, row: Sequence[torch.Tensor], paddings: Sequence[Padding], sizes: Mapping[int, int]
     ) -> list[torch.Tensor]:
         padded = []
         for tensor, (name, spec) in zip(row, self._contract.tensor_inputs.items(), strict=True):
-            shape = [
-                size if _is(dimension, symbol) else length
-                for dimension, length in zip(spec.shape, tensor.shape, strict=True)
-            ]
-            if shape != list(tensor.shape):
-                whole = torch.full(shape, padding.values[name], dtype=tensor.dtype)
-                whole[tuple(slice(length) for length in tensor.shape)] = tensor
-                tensor = whole
+            # One after the other, as a server does.
+            for padding, (symbol, size) in zip(paddings, sizes.items(), strict=True):
+                shape = [
+                    size if _symbol(dimension) == symbol else length
+                    for dimension, length in zip(spec.shape, tensor.shape, strict=True)
+                ]
+                if shape != list(tensor.shape):
+                    whole = torch.full(shape, padding.values[name], dtype=tensor.dtype)
+                    whole[tuple(slice(length) for length in tensor.shape)] = tensor
+                    tensor = whole
             padded.append(tensor)
         return padded
 
 
-def _cut(tensor: torch.Tensor, spec: TensorSpec, symbol: int, size: int) -> torch.Tensor:
-    """Returns the part of an output that belongs to a call of a smaller size."""
-    return tensor[
-        tuple(slice(size if _is(dimension, symbol) else None) for dimension in spec.shape)
-    ]
+def _cut(tensor: torch.Tensor, spec: TensorSpec, sizes: Mapping[int | None, int]) -> torch.Tensor:
+    """Returns the part of an output that belongs to a call of smaller sizes."""
+    return tensor[tuple(slice(sizes.get(_symbol(dimension))) for dimension in spec.shape)]
 
 
-def _is(size: object, symbol: int) -> bool:
-    return isinstance(size, SymbolReference) and size.index == symbol
+def _symbol(size: object) -> int | None:
+    """Returns the symbol that a size is; None where it is something else."""
+    return size.index if isinstance(size, SymbolReference) else None

@@ -106,3 +106,31 @@ def test_rows_that_depend_on_each_other_are_not_padded_either() -> None:
             symbols=SYMBOLS,
             padding={"seq": {"x": 0}},
         )
+
+
+def _total(x: torch.Tensor, *, together: float) -> torch.Tensor:
+    """Sums what is positive, and something else where both values for padding occur."""
+    both = (x == -1).any((1, 2)) & (x == -2).any((1, 2))
+    return x.clamp(min=0).sum((1, 2)) + both * together
+
+
+def grid(together: float) -> Program:
+    return export(
+        lambda x: _total(x, together=together),
+        (torch.rand(2, 4, 5),),
+        dynamic_shapes=("batch, rows, columns",),
+        symbols={"batch": (1, 8), "rows": (1, 32), "columns": (1, 32)},
+        padding={"rows": {"x": -1}, "columns": {"x": -2}},
+    )
+
+
+def test_several_symbols_can_be_padded_at_once() -> None:
+    batching = grid(together=0).methods["forward"].batching
+    assert batching is not None
+    assert batching.paddings == (Padding("columns", {"x": -2.0}), Padding("rows", {"x": -1.0}))
+
+
+def test_what_can_be_padded_along_one_symbol_or_another_but_not_both_is_an_error() -> None:
+    with pytest.raises(ExportError, match="along 'columns' and 'rows' at once") as caught:
+        grid(together=1)
+    assert "where columns = 5 is padded to 6 and rows = 4 is padded to 5" in str(caught.value)
