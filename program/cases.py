@@ -28,6 +28,7 @@ from slipway.program.torch_types import from_torch
 from slipway.proto import program_pb2 as pb
 
 if TYPE_CHECKING:
+    from slipway.program.method import Method
     from slipway.program.program import Program
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Case",
     "CaseResult",
     "RefusedCase",
+    "case_inputs",
     "difference",
     "read_cases",
     "verify",
@@ -231,10 +233,18 @@ def _answers(program: Program, case: AnsweredCase) -> dict[str, torch.Tensor]:
         {key: (from_torch(value.dtype), value.shape) for key, value in case.inputs.items()}
     )
     with torch.inference_mode():
-        # Copies: a graph may change its inputs.
-        given = [case.inputs[key].to(program.device, copy=True) for key in contract.tensor_inputs]
-        outputs = [value.cpu().contiguous() for value in method.run(given)]
+        results = method.run(case_inputs(case, method))
+        outputs = [value.cpu().contiguous() for value in results]
     return dict(zip(contract.tensor_outputs, outputs, strict=True))
+
+
+def case_inputs(case: AnsweredCase, method: Method) -> list[torch.Tensor]:
+    """Returns the tensors of a case's call for `Method.run`, on the method's device.
+
+    They are copies: a graph may change its inputs.
+    """
+    names = method.contract.tensor_inputs
+    return [case.inputs[name].to(method.device, copy=True) for name in names]
 
 
 def difference(

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from slipway.program import index_checks, linears
-from slipway.program.cases import AnsweredCase
+from slipway.program.cases import AnsweredCase, case_inputs
 from slipway.program.convolutions import prepare_convolutions
 from slipway.program.engine import EngineFailure
 from slipway.program.errors import NotInterpretableError
@@ -79,7 +79,7 @@ def use_interpreter(program: Program) -> list[str]:
             engine = InterpretedGraph(graph, weights)
             for case in program.cases:
                 if isinstance(case, AnsweredCase) and case.method == name:
-                    engine.run([case.inputs[key] for key in method.contract.tensor_inputs])
+                    engine.run(case_inputs(case, method))
             method.use(engine)
         except (NotInterpretableError, EngineFailure) as error:
             _LOGGER.info("method '%s' is run by Python: %s", name, error)

@@ -13,9 +13,17 @@ import torch
 from hypothesis import given, settings
 from torch import fx
 
+from slipway.program import Program
+from slipway.program.cases import AnsweredCase
+from slipway.program.contract import Contract, InputSpec, OutputSpec, TensorSpec
 from slipway.program.engine import EngineFailure
 from slipway.program.errors import NotInterpretableError
-from slipway.program.interpreter import InterpretedGraph
+from slipway.program.expressions import Constant
+from slipway.program.interpreter import InterpretedGraph, use_interpreter
+from slipway.program.operators import operator_schema
+from slipway.program.scalar_types import ScalarType
+from slipway.program.trees import Kind, Tree
+from slipway.proto import program_pb2 as pb
 
 aten = torch.ops.aten
 
@@ -170,3 +178,32 @@ def test_an_operator_that_fails_says_why() -> None:
     with pytest.raises(EngineFailure, match="index out of range"):
         interpreted.run([torch.tensor([3])])
     assert interpreted.run([torch.tensor([2])])[0].tolist() == [[0, 0, 1]]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_programs_on_any_device_are_tried_with_their_cases_there(device: str) -> None:
+    pair, leaf = TensorSpec(ScalarType.FLOAT32, (Constant(2),)), Tree(Kind.LEAF)
+    contract = Contract(
+        method="forward",
+        symbols=(),
+        inputs=(InputSpec("x", pair),),
+        input_tree=Tree(Kind.TUPLE, (Tree(Kind.TUPLE, (leaf,)), Tree(Kind.DICT))),
+        parameters=("x",),
+        outputs=(OutputSpec("y", pair),),
+        output_tree=leaf,
+    )
+    name = "aten::mul.Tensor"
+    graphs = pb.ProgramGraph(operators=[pb.Operator(name=name, schema=operator_schema(name))])
+    graph = graphs.methods.add(inputs=[pb.GraphInput(weight=0), pb.GraphInput(input=0)])
+    graph.nodes.add(operator=0, arguments=[pb.Argument(value=0), pb.Argument(value=1)])
+    graph.outputs.add(value=2)
+    case = AnsweredCase("forward", {"x": torch.ones(2)}, {"y": torch.full((2,), 2.0)})
+    program = Program(
+        {"forward": contract},
+        graphs,
+        {"weight": torch.full((2,), 2.0, device=device)},
+        device=torch.device(device),
+        cases=lambda: [case],
+    )
+    assert use_interpreter(program) == []
+    assert program.methods["forward"].engine is not None
