@@ -9,33 +9,37 @@ its memory.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from slipway.program.errors import DataViolation
+from slipway.program.mutation import written_arguments
 from slipway.program.vmap import nesting_change
 
 __all__ = ["SCRIPTED", "check_indices"]
 
 _aten = torch.ops.aten
 
-# The first argument is what an operator looks into. Of these, the second is an index of rows;
-_BAGS = {
+# The first argument is what an operator looks into. Of these, the second is an index of rows, and
+# the third is where in that each bag begins;
+_OF_BAGS = {
+    _aten._embedding_bag.default,
+    _aten._embedding_bag_forward_only.default,
     _aten.embedding_bag.default,
     _aten.embedding_bag.padding_idx,
 }
-_OF_ROWS = {_aten.embedding.default, *_BAGS}
-# of these it is a dimension, and the third is the index;
+# of these the second is a dimension, and the third is the index;
 _ALONG_DIMENSION = {
     _aten.gather.default,
     _aten.index_add.default,
     _aten.index_add_.default,
     _aten.index_copy.default,
     _aten.index_copy_.default,
-    _aten.index_fill.int_Scalar,
-    _aten.index_fill_.int_Scalar,
+    _aten.index_reduce.default,
+    _aten.index_reduce_.default,
     _aten.index_select.default,
     _aten.scatter.reduce,
     _aten.scatter.src,
@@ -50,6 +54,24 @@ _ALONG_DIMENSION = {
     _aten.scatter_reduce.two,
     _aten.scatter_reduce_.two,
 }
+# of these as well, and it may be negative to count from the end;
+_FROM_EITHER_END = {
+    _aten.index_fill.int_Scalar,
+    _aten.index_fill.int_Tensor,
+    _aten.index_fill_.int_Scalar,
+    _aten.index_fill_.int_Tensor,
+}
+# of these the second is an index of all elements, which may be negative, too;
+_OF_ELEMENTS = {
+    _aten.put.default,
+    _aten.put_.default,
+    _aten.take.default,
+}
+# of these it is a mask, of places for the first elements of the third;
+_OF_MASKS = {
+    _aten.masked_scatter.default,
+    _aten.masked_scatter_.default,
+}
 # of these it is a list, of an index or none for each of the first dimensions.
 _INDEXING = {
     _aten.index.Tensor,
@@ -57,10 +79,20 @@ _INDEXING = {
     _aten.index_put_.default,
 }
 
-# These have offsets, of parts of what they add up.
-_PARTS = {*_BAGS, _aten.segment_reduce.default}
+# Of this, offsets along an axis are given by name.
+_SEGMENTS = _aten.segment_reduce.default
 
-_CHECKABLE = {*_OF_ROWS, *_ALONG_DIMENSION, *_INDEXING, *_PARTS, _aten.one_hot.default}
+_WITH_OFFSETS = {*_OF_BAGS, _SEGMENTS}
+_CHECKABLE = {
+    *_ALONG_DIMENSION,
+    *_FROM_EITHER_END,
+    *_INDEXING,
+    *_OF_ELEMENTS,
+    *_OF_MASKS,
+    *_WITH_OFFSETS,
+    _aten.embedding.default,
+    _aten.one_hot.default,
+}
 
 # What these give depends on no values.
 _SIZES = {
@@ -70,23 +102,71 @@ _SIZES = {
 }
 
 
+def bounded(index: torch.Tensor, least: int, size: int) -> torch.Tensor:
+    """Returns an index, with what is not in `least .. size - 1` replaced by what is.
+
+    Raises:
+      DataViolation: nothing is, as there are no elements.
+    """
+    if size == 0 and index.numel() > 0:
+        raise DataViolation("a value of an input selects an element of a dimension that has none")
+    return torch.clamp(index, least, size - 1)
+
+
 def bounded_index(x: torch.Tensor, dimension: int, index: torch.Tensor) -> torch.Tensor:
     """Returns an index into a dimension, with what is out of range replaced by what is not."""
     size = 1
     if x.dim() > 0:
         size = x.size(dimension)
-    return torch.clamp(index, 0, size - 1)
+    return bounded(index, 0, size)
+
+
+def bounded_from_either_end(x: torch.Tensor, dimension: int, index: torch.Tensor) -> torch.Tensor:
+    """Does what `bounded_index` does where negative indices count from the end."""
+    size = 1
+    if x.dim() > 0:
+        size = x.size(dimension)
+    return bounded(index, -size, size)
+
+
+def bounded_element(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Does what `bounded_from_either_end` does for an index of all elements."""
+    return bounded(index, -x.numel(), x.numel())
+
+
+def bounded_offsets(offsets: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns where parts of so many items begin, none of which begins before another."""
+    return torch.cummax(torch.clamp(offsets, 0, size), -1)[0]
+
+
+def bounded_bags(index: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Does what `bounded_offsets` does for bags of an index, the first of which begins at 0."""
+    result = bounded_offsets(offsets, index.numel())
+    result[:1].zero_()
+    return result
+
+
+def bounded_segments(x: torch.Tensor, axis: int, offsets: torch.Tensor) -> torch.Tensor:
+    """Does what `bounded_offsets` does for segments along an axis."""
+    return bounded_offsets(offsets, x.size(axis))
+
+
+def bounded_mask(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Returns a mask, without the places for which there are no elements left."""
+    wide = torch.logical_or(mask, torch.zeros_like(x, dtype=torch.bool))
+    count = torch.cumsum(torch.flatten(wide), 0).reshape(wide.shape)
+    return torch.logical_and(wide, torch.le(count, source.numel()))
 
 
 def is_out_of_range(index: torch.Tensor, bounded: torch.Tensor) -> torch.Tensor:
-    """Returns whether `bounded_index` replaced anything: a bool without dimensions."""
+    """Returns whether anything was replaced: a bool without dimensions."""
     return torch.any(torch.ne(index, bounded))
 
 
 def bounded_indices(
     x: torch.Tensor, indices: list[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
-    """Returns the indices of `x[indices]`, of which some may be masks, as `bounded_index` does."""
+    """Returns the indices of `x[indices]`, as `bounded_from_either_end` does, and masks as is."""
     result: list[torch.Tensor | None] = []
     dimension = 0
     for index in indices:
@@ -98,7 +178,7 @@ def bounded_indices(
             dimension += index.dim()
         else:
             size = x.size(dimension)
-            result.append(torch.clamp(index, -size, size - 1))
+            result.append(bounded(index, -size, size))
             dimension += 1
     return result
 
@@ -115,12 +195,19 @@ def are_out_of_range(
     return result
 
 
-def ordered_offsets(offsets: torch.Tensor, count: int) -> torch.Tensor:
-    """Returns where parts of so many items begin, with what is out of range or order replaced."""
-    return torch.cummax(torch.clamp(offsets, 0, count), -1)[0]
-
-
-SCRIPTED = (bounded_index, is_out_of_range, bounded_indices, are_out_of_range, ordered_offsets)
+SCRIPTED = (
+    bounded,
+    bounded_index,
+    bounded_from_either_end,
+    bounded_element,
+    bounded_offsets,
+    bounded_bags,
+    bounded_segments,
+    bounded_mask,
+    is_out_of_range,
+    bounded_indices,
+    are_out_of_range,
+)
 """What `check_indices` puts into graphs. It is TorchScript, and depends on dtypes."""
 
 
@@ -140,28 +227,18 @@ def check_indices(
       A graph with the same inputs and one more output, the last: a bool without dimensions. When
       that is true, the others mean nothing. `module` itself if there is nothing to check.
     """
-    checkable = _PARTS if offsets_only else _CHECKABLE
+    checkable = _WITH_OFFSETS if offsets_only else _CHECKABLE
     if not any(node.target in checkable for node in module.graph.nodes):
         return module
     changed = copy.deepcopy(module)
     graph = changed.graph
     found = []
-    varying: set[fx.Node] = set()
-    place = depth = 0
+    varying = _varying(graph, constants)
+    depth = 0
     for node in list(graph.nodes):
         depth += nesting_change(node)
-        if node.op == "placeholder":
-            if place not in constants:
-                varying.add(node)
-            place += 1
-        elif node.target not in _SIZES and not varying.isdisjoint(node.all_input_nodes):
-            varying.add(node)
-            if depth:
-                continue
-            if node.target in _PARTS:
-                found += _offset_checks(node, varying)
-            if node.target in _CHECKABLE and not offsets_only:
-                found += _checks(node, varying)
+        if not depth and node.target in checkable:
+            found += _checks(node, varying, offsets_only)
     if not found:
         return module
     output = graph.output_node()
@@ -174,75 +251,92 @@ def check_indices(
     return changed
 
 
-def _checks(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
+def _varying(graph: fx.Graph, constants: Collection[int]) -> set[fx.Node]:
+    """Returns the nodes whose values may depend on a call's."""
+    inputs = (node for node in graph.nodes if node.op == "placeholder")
+    reached = [node for place, node in enumerate(inputs) if place not in constants]
+    varying: set[fx.Node] = set()
+    changed: set[fx.Node] = set()
+    while reached:
+        node = reached.pop()
+        if node in varying or node.target in _SIZES:
+            continue
+        varying.add(node)
+        reached += node.users
+        # What it writes into may be a view of anything that that was computed from.
+        written = list(written_arguments(node))
+        while written:
+            other = written.pop()
+            if other not in changed:
+                changed.add(other)
+                reached.append(other)
+                written += other.all_input_nodes
+    return varying
+
+
+def _checks(node: fx.Node, varying: set[fx.Node], offsets_only: bool) -> list[fx.Node]:
     """Has a node take indices that are in range; returns what says whether they were before."""
-    target: Any = node.target
-    x = _argument(node, 0)
-    if target in _INDEXING:
-        indices = _argument(node, 1)
+    given = _given(node)
+    if node.target in _INDEXING:
+        x, indices = given[:2]
         if not isinstance(indices, list | tuple) or varying.isdisjoint(indices):
             return []
-        bounded = _insert(node, bounded_indices, x, indices)
-        _replace_argument(node, 1, bounded)
-        return [_insert(node, are_out_of_range, x, indices, bounded)]
-    if target in _ALONG_DIMENSION:
-        dimension, place = _argument(node, 1), 2
-    elif target in _OF_ROWS:
-        dimension, place = 0, 1
-    elif target is _aten.one_hot.default:
-        return _class_checks(node, varying)
-    else:
-        return []
-    index = _argument(node, place)
-    if index not in varying:
-        return []
-    bounded = _insert(node, bounded_index, x, dimension, index)
-    _replace_argument(node, place, bounded)
-    return [_insert(node, is_out_of_range, index, bounded)]
+        bounded_list = _insert(node, bounded_indices, x, indices)
+        _replace(node, 1, bounded_list)
+        return [_insert(node, are_out_of_range, x, indices, bounded_list)]
+    found = []
+    for place, function, arguments in _bounds(node.target, given):
+        index = given[place]
+        if index in varying and (not offsets_only or function in (bounded_bags, bounded_segments)):
+            replaced = _insert(node, function, *arguments)
+            _replace(node, place, replaced)
+            found.append(_insert(node, is_out_of_range, index, replaced))
+    return found
 
 
-def _offset_checks(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
-    """Does what `_checks` does for where bags and segments begin."""
-    # Torch checks lengths of segments, unless the model says that they are right.
-    place = 2 if node.target in _BAGS else 4
-    offsets = _argument(node, place)
-    if offsets not in varying:
-        return []
-    if node.target in _BAGS:
-        count = _insert(node, _aten.sym_numel.default, _argument(node, 1))
-    else:
-        axis = _argument(node, 5)
-        count = _insert(node, _aten.sym_size.int, _argument(node, 0), axis)
-    ordered = _insert(node, ordered_offsets, offsets, count)
-    _replace_argument(node, place, ordered)
-    return [_insert(node, is_out_of_range, offsets, ordered)]
-
-
-def _class_checks(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
-    """Does what `_checks` does for the classes that `one_hot` makes columns of."""
-    classes, count = _argument(node, 0), _argument(node, 1)
-    if classes not in varying or not isinstance(count, int) or count < 0:
-        return []  # as many as there are
-    bounded = _insert(node, _aten.clamp.default, classes, 0, count - 1)
-    _replace_argument(node, 0, bounded)
-    return [_insert(node, is_out_of_range, classes, bounded)]
-
-
-def _argument(node: fx.Node, place: int) -> Any:
-    """Returns what a node gives for a parameter of its operator; the default if nothing."""
+def _given(node: fx.Node) -> list[Any]:
+    """Returns what a node gives for each parameter of its operator, and defaults for the rest."""
     assert isinstance(node.target, torch._ops.OpOverload)
-    parameter = node.target._schema.arguments[place]
-    if place < len(node.args):
-        return node.args[place]
-    return node.kwargs.get(parameter.name, parameter.default_value)
+    given = [
+        node.kwargs.get(parameter.name, parameter.default_value)
+        for parameter in node.target._schema.arguments
+    ]
+    given[: len(node.args)] = node.args
+    return given
 
 
-def _replace_argument(node: fx.Node, place: int, value: fx.Node) -> None:
+def _replace(node: fx.Node, place: int, value: fx.Node) -> None:
+    """Has a node give something else for a parameter of its operator."""
     if place < len(node.args):
         node.update_arg(place, value)
     else:
         assert isinstance(node.target, torch._ops.OpOverload)
         node.update_kwarg(node.target._schema.arguments[place].name, value)
+
+
+def _bounds(
+    target: Any, given: list[Any]
+) -> list[tuple[int, Callable[..., torch.Tensor], Sequence[Any]]]:
+    """Returns which arguments of an operator are indices, and for each what bounds it."""
+    if target in _ALONG_DIMENSION:
+        return [(2, bounded_index, given[:3])]
+    if target in _FROM_EITHER_END:
+        return [(2, bounded_from_either_end, given[:3])]
+    if target in _OF_ELEMENTS:
+        return [(1, bounded_element, given[:2])]
+    if target in _OF_MASKS:
+        return [(1, bounded_mask, given[:3])]
+    if target is _aten.embedding.default:
+        return [(1, bounded_index, (given[0], 0, given[1]))]
+    if target in _OF_BAGS:
+        rows = (1, bounded_index, (given[0], 0, given[1]))
+        return [rows, (2, bounded_bags, given[1:3])]
+    if target is _SEGMENTS:
+        return [(4, bounded_segments, (given[0], given[5], given[4]))]
+    # Without a number there are as many classes as are given.
+    if target is _aten.one_hot.default and given[1] != -1:
+        return [(0, bounded, (given[0], 0, given[1]))]
+    return []
 
 
 def _insert(node: fx.Node, function: Callable[..., Any], *arguments: Any) -> fx.Node:

@@ -7,6 +7,8 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from slipway.program.engine import EngineFailure
+from slipway.program.errors import DataViolation
 from slipway.program.index_checks import check_indices
 from slipway.program.interpreter import InterpretedGraph
 from slipway.program.vmap import VMAP_STEPS
@@ -55,7 +57,11 @@ LOOKUPS: dict[str, tuple[Callable[..., object], int, int]] = {
     "index_put in place": (lambda t, i: t.clone().index_put_((i[0],), t[:3]), -4, 3),
     "index_add": (lambda t, i: t.index_add(0, i[0], t[:3]), 0, 3),
     "index_copy": (lambda t, i: t.index_copy(0, i[0], t[:3]), 0, 3),
-    "index_fill": (lambda t, i: t.index_fill(0, i[0], 1.0), 0, 3),
+    "index_fill": (lambda t, i: t.index_fill(0, i[0], 1.0), -4, 3),
+    "index_fill with a tensor": (lambda t, i: t.index_fill(0, i[0], t[0, 1]), -4, 3),
+    "index_reduce": (lambda t, i: t.index_reduce(0, i[0], t[:3], "amax"), 0, 3),
+    "take": (lambda t, i: t.take(i), -12, 11),
+    "put": (lambda t, i: t.put(i[0], t[0]), -12, 11),
     "one_hot": (lambda t, i: _aten.one_hot.default(i, 4), 0, 3),
     "computed": (lambda t, i: _aten.embedding.default(t, i * 2 - i), 0, 3),
 }
@@ -75,6 +81,80 @@ def test_says_whether_an_index_was_out_of_range(name: str) -> None:
         for wrong in (least - 1, most + 1, 2**40):
             _, is_wrong = second([torch.tensor([[0, wrong, 1]])])
             assert is_wrong, wrong
+
+
+def test_bags_begin_one_after_the_other() -> None:
+    def look_up(t: torch.Tensor, i: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return _aten.embedding_bag.default(t, i, offsets)[0]  # type: ignore[no-any-return]
+
+    index = torch.tensor([3, 0, 2])
+    module = traced(look_up, index, torch.tensor([0, 1]))
+    for first, second in zip(runners(module), runners(check_indices(module, {0})), strict=True):
+        for legal in ([0, 0], [0, 3]):
+            (expected,), (actual, is_wrong) = (
+                run([index, torch.tensor(legal)]) for run in (first, second)
+            )
+            assert not is_wrong
+            torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        for wrong in ([0, 4], [2, 1], [0, -1]):
+            assert second([index, torch.tensor(wrong)])[-1], wrong
+
+
+@pytest.mark.parametrize("is_in_place", [False, True])
+def test_a_mask_selects_no_more_places_than_there_are_elements(is_in_place: bool) -> None:
+    def fill(t: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        return (
+            t.clone().masked_scatter_(mask, source)
+            if is_in_place
+            else t.masked_scatter(mask, source)
+        )
+
+    # Of rows, each of three elements.
+    mask, source = torch.tensor([[True], [False], [True], [False]]), torch.arange(8.0)
+    module = traced(fill, mask, source)
+    for first, second in zip(runners(module), runners(check_indices(module, {0})), strict=True):
+        for legal in (mask, ~mask, mask & ~mask):
+            (expected,), (actual, is_wrong) = (run([legal, source]) for run in (first, second))
+            assert not is_wrong
+            torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        assert second([mask | ~mask, source])[-1]
+
+
+@pytest.mark.parametrize(
+    "look_up",
+    [
+        lambda t, i: _aten.embedding.default(t[:0], i),
+        lambda t, i: t[:, :0].gather(1, i[None]),
+        lambda t, i: t[:0][i],
+        lambda t, i: t[:0].take(i),
+    ],
+)
+def test_of_nothing_nothing_can_be_selected(look_up: Callable[..., object]) -> None:
+    module = traced(look_up, torch.tensor([], dtype=torch.int64))
+    in_python, interpreted = runners(check_indices(module, {0}))
+    for run in (in_python, interpreted):
+        result, is_wrong = run([torch.tensor([], dtype=torch.int64)])
+        assert result.numel() == 0  # type: ignore[attr-defined]
+        assert not is_wrong
+    with pytest.raises(DataViolation, match="a dimension that has none"):
+        in_python([torch.tensor([0])])
+    with pytest.raises(EngineFailure, match="a dimension that has none"):
+        interpreted([torch.tensor([0])])
+
+
+def test_indices_may_be_written_into_a_tensor() -> None:
+    def look_up(t: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        shifted = torch.zeros(4, dtype=torch.int64)
+        view = shifted[:3]
+        shifted[1:].copy_(i)
+        return _aten.embedding.default(t, view)  # type: ignore[no-any-return]
+
+    checked = check_indices(traced(look_up, torch.tensor([3, 0, 2])), {0})
+    for run in runners(checked):
+        actual, is_wrong = run([torch.tensor([3, 0, 2])])
+        assert not is_wrong
+        assert actual.tolist() == _TABLE[[0, 3, 0]].tolist()  # type: ignore[attr-defined]
+        assert run([torch.tensor([4, 0, 2])])[-1]
 
 
 def test_any_of_several_lookups_counts() -> None:
@@ -171,9 +251,26 @@ def test_what_is_mapped_over_a_dimension_is_left_alone() -> None:
         lambda t, i: t[torch.arange(3)] + i.sum(),
         lambda t, i: _aten.embedding.default(t, torch.full_like(i, 1).zero_() * 0),
         lambda t, i: t + i,
-        lambda t, i: _aten.one_hot.default(i),
+        lambda t, i: t[torch.zeros(3, dtype=torch.int64).fill_(1)] + i.sum(),
     ],
 )
 def test_what_depends_on_no_values_is_left_alone(function: Callable[..., object]) -> None:
     module = traced(function, _INDEX)
     assert check_indices(module, {0, 1}) is module
+
+
+@pytest.mark.parametrize("count", [(), (-1,)])
+def test_as_many_classes_as_are_given_are_left_alone(count: tuple[int, ...]) -> None:
+    module = traced(lambda t, i: _aten.one_hot.default(i, *count), _INDEX)
+    assert check_indices(module, {0}) is module
+
+
+def test_the_number_of_classes_may_be_a_size() -> None:
+    graph = fx.Graph()
+    table, classes = graph.placeholder("table"), graph.placeholder("classes")
+    rows = graph.call_function(_aten.sym_size.int, (table, 0))
+    graph.output((graph.call_function(_aten.one_hot.default, (classes, rows)),))
+    checked = check_indices(fx.GraphModule(torch.nn.Module(), graph), {0})
+    for run in runners(checked):
+        assert not run([torch.tensor([0, 3])])[-1]
+        assert run([torch.tensor([0, 4])])[-1]
