@@ -36,7 +36,7 @@ class Cuda:
           graph_bytes: memory for CUDA graphs of calls that recur; 0 for none.
         """
         self.torch_device = device
-        self._graph_memory = CudaGraphMemory(graph_bytes)
+        self._graph_memory = CudaGraphMemory(device, graph_bytes)
         self._threads = threading.local()
 
     def prepare(self, call: Callable[[], Result]) -> Result:
@@ -98,7 +98,7 @@ class _Thread:
 
     def __init__(self, device: torch.device, memory: CudaGraphMemory) -> None:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.recorder = CudaGraphRecorder(self.stream, memory)
+        self.recorder = CudaGraphRecorder(memory)
         self.graphs: RecurringCalls[CudaGraph] = RecurringCalls()
 
 

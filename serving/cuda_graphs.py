@@ -8,6 +8,8 @@ recorded: above all, whatever waits for the device, such as to look at a value.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Sequence
@@ -18,7 +20,6 @@ import torch
 
 from slipway.program import Method
 from slipway.program.cases import difference
-from slipway.program.errors import SlipwayError
 from slipway.serving.value_reads import find_value_read
 
 __all__ = ["CudaGraph", "CudaGraphMemory", "CudaGraphRecorder"]
@@ -28,6 +29,12 @@ _LOGGER = logging.getLogger(__name__)
 _TOLERANCE_FACTOR = 10
 """Of the tolerance of a dtype: libraries may take other kernels, which round otherwise."""
 
+_RECORDING = threading.Lock()
+"""Torch allows one recording at a time in a process, whatever the device."""
+
+_unended: list[torch.cuda.CUDAGraph] = []
+"""What could not be recorded to the end: whoever takes memory of the host still looks at these."""
+
 
 class CudaGraphMemory:
     """The memory of a device that CUDA graphs may take. Safe for several threads.
@@ -35,18 +42,32 @@ class CudaGraphMemory:
     Attributes:
       recording: held while something is recorded: nobody may wait for the whole device then, and
         nothing else be recorded.
+      device: with its index.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, device: torch.device, limit: int) -> None:
         """Makes it unused.
 
         Args:
+          device: with its index.
           limit: bytes. Once they have as many, no more are recorded.
         """
-        self.recording = threading.Lock()
+        self.recording = _RECORDING
+        self.device = device
         self._limit = limit
         self._used = 0
-        self._lock = threading.Lock()
+        # The garbage collector may end graphs at any time, in `add` as well.
+        self._lock = threading.RLock()
+
+    @functools.cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """Returns the stream to record on, for whoever holds `recording`.
+
+        Whatever anybody does on it meanwhile would be recorded, too. Those that threads run batches
+        on will not do: torch has 32 of a priority and hands them out in turn, and when a thread
+        frees memory of the host that its stream has copied to, torch records an event there.
+        """
+        return torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]
 
     @property
     def used(self) -> int:
@@ -100,14 +121,12 @@ class CudaGraph:
 class CudaGraphRecorder:
     """Records calls of one thread, which runs them on one stream."""
 
-    def __init__(self, stream: torch.cuda.Stream, memory: CudaGraphMemory) -> None:
+    def __init__(self, memory: CudaGraphMemory) -> None:
         """Makes a recorder.
 
         Args:
-          stream: of the thread.
           memory: of the device.
         """
-        self._stream = stream
         self._memory = memory
         # Graphs of one method share the memory between their inputs and outputs, since they run one
         # after the other. It is freed with the last of them.
@@ -119,33 +138,20 @@ class CudaGraphRecorder:
         """Returns a graph of a call that gives what the call gave; None if there can be none.
 
         Args:
-          method: that has run such calls on the stream, which is the current one.
+          method: that has run such calls.
           tensors: the call's inputs, on the host.
-          expected: what `Method.start` gave, on the device.
+          expected: what `Method.start` gave, on the device, where it is there already.
         """
-        memory, device = self._memory, self._stream.device
+        memory = self._memory
         if method.changes_state or memory.left <= 0:
             return None
-        inputs = [tensor.to(device) for tensor in tensors]
-        reader = find_value_read(lambda: method.start(inputs))
-        if reader is not None:
-            _log_without(method, f"{reader} looks at values")
+        try:
+            with memory.recording:
+                graph, size = self._recorded(method, tensors, expected)
+        # The call itself has succeeded. Should the device be in error, the next one will say so.
+        except Exception as error:
+            _LOGGER.info("method '%s' runs without CUDA graphs: %s", method.contract.method, error)
             return None
-        with memory.recording:
-            before = torch.cuda.memory_reserved(device)
-            try:
-                graph = self._capture(method, inputs)
-                # Libraries may do otherwise while they are recorded; one look finds out.
-                for index, output in enumerate(graph.launch(tensors)):
-                    name = f"output {index} of the graph"
-                    difference(output, expected[index], _TOLERANCE_FACTOR, name)
-            except (RuntimeError, ValueError, IndexError, SlipwayError) as error:
-                # Should the device be in error, the next call will say so. Torch 2.13 never frees
-                # what a recording that fails has taken, so that it counts for good.
-                memory.add(max(0, torch.cuda.memory_reserved(device) - before))
-                _log_without(method, error)
-                return None
-            size = max(0, torch.cuda.memory_reserved(device) - before)
         memory.add(size)
         finalize(graph, memory.add, -size)
         _LOGGER.info(
@@ -156,20 +162,53 @@ class CudaGraphRecorder:
         )
         return graph
 
-    def _capture(self, method: Method, inputs: list[torch.Tensor]) -> CudaGraph:
-        pool = self._pools.get(method)
-        if pool is None:
-            pool = self._pools[method] = torch.cuda.graph_pool_handle()
-        self._stream.synchronize()
-        captured = torch.cuda.CUDAGraph()
-        # What other threads do meanwhile is on streams of their own.
+    def _recorded(
+        self, method: Method, tensors: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]
+    ) -> tuple[CudaGraph, int]:
+        """Returns a graph, and the bytes that it has. Raises: Exception, if there can be none."""
+        memory = self._memory
+        inputs = [tensor.to(memory.device) for tensor in tensors]
+        with torch.cuda.stream(memory.stream):
+            # Libraries have things to prepare for each stream, which cannot be recorded either.
+            reader = find_value_read(lambda: method.start(inputs))
+            if reader is not None:
+                raise RuntimeError(f"{reader} looks at values")
+            memory.stream.synchronize()
+            pool = self._pools.get(method)
+            if pool is None:
+                pool = self._pools[method] = torch.cuda.graph_pool_handle()
+            before = _size(pool)
+            graph = _capture(method, inputs, memory.device, pool)
+        # Libraries may do otherwise while they are recorded; one look finds out.
+        for index, output in enumerate(graph.launch(tensors)):
+            name = f"output {index} of the graph"
+            difference(output, expected[index], _TOLERANCE_FACTOR, name)
+        return graph, _size(pool) - before
+
+
+def _capture(
+    method: Method, inputs: list[torch.Tensor], device: torch.device, pool: Any
+) -> CudaGraph:
+    captured = torch.cuda.CUDAGraph()
+    try:
+        # What other threads do meanwhile is on other streams.
         captured.capture_begin(pool, capture_error_mode="thread_local")
         try:
             outputs = method.start(inputs)
         finally:
             captured.capture_end()
-        return CudaGraph(captured, inputs, outputs)
+    except Exception:
+        # Where it cannot end, torch 2.13 goes on as if it were recording: it frees neither what the
+        # pool has nor, when memory is short, all else that it keeps.
+        with contextlib.suppress(RuntimeError):  # it has ended
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+            torch._C._cuda_releasePool(device.index, pool)
+            _unended.append(captured)
+        raise
+    return CudaGraph(captured, inputs, outputs)
 
 
-def _log_without(method: Method, reason: object) -> None:
-    _LOGGER.info("method '%s' runs without CUDA graphs: %s", method.contract.method, reason)
+def _size(pool: Any) -> int:
+    """Returns the bytes that the graphs with a pool have, whatever others take meanwhile."""
+    segments = torch.cuda.memory_snapshot(pool, include_traces=False)  # type: ignore[no-untyped-call]
+    return sum(segment["total_size"] for segment in segments)
