@@ -87,7 +87,8 @@ def _measure(
     )
     calls["eager"] = _eager_call(model, place)
     if place.type == "cuda":
-        calls["eager, CUDA graph"] = _eager_graph_call(model, place, batch)
+        with torch.cuda.device(place):
+            calls["eager, CUDA graph"] = _eager_graph_call(model, place, batch)
     subjects = {key: _rate(call, batch, 1, seconds) for key, call in calls.items()}
     for key in devices:
         subjects[f"{key}, 2 threads"] = _rate(calls[key], batch, 2, seconds)

@@ -104,5 +104,7 @@ class _Thread:
 
 def _to_host(output: torch.Tensor) -> torch.Tensor:
     """Starts to copy an output; it is there once the stream has come so far."""
+    # Of a view with other signs, torch would change the signs of the copy, without waiting for it.
+    output = output.resolve_conj().resolve_neg()
     received = torch.empty(output.shape, dtype=output.dtype, pin_memory=True)
     return received.copy_(output, non_blocking=True)

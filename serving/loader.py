@@ -146,7 +146,7 @@ class Loader:
             for model in models:
                 if model.name in recent:
                     model.executor.warm_up(recent[model.name].executor.recent_bindings)
-            program.reset()
+            device.prepare(program.reset)
         except Exception as error:
             for model in models:
                 model.scheduler.close()
