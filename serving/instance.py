@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,10 @@ _LOOKUP = re.compile(
     r"|Class values must be (?:non-negative|smaller than num_classes)"
 )
 """What torch says on the host of an index that is a caller's value."""
+
+
+_CUDA_OUT_OF_MEMORY = 2
+"""cudaErrorMemoryAllocation, after which a device goes on."""
 
 
 class Instance:
@@ -74,9 +79,8 @@ class Instance:
 
     def _translated(self, error: Exception) -> ServingError:
         device = self.device.torch_device
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
-            error
-        ):
+        if _is_lack_of_memory(error):
+            _forget_variables(error)
             return ResourceExhaustedError(
                 f"{self.subject} needs more memory for this request than {device} has left: "
                 "send fewer or smaller inputs"
@@ -93,3 +97,22 @@ class Instance:
             return DeviceError(f"{self.subject} failed: {device} is in error, and the server stops")
         _LOGGER.error("%s failed while running", self.subject, exc_info=error)
         return InternalError(f"{self.subject} failed while running; the server's log has the cause")
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "DefaultCPUAllocator" in str(error)
+        # So it is called if the host has none for the copies.
+        or (
+            isinstance(error, torch.AcceleratorError)
+            and getattr(error, "error_code", None) == _CUDA_OUT_OF_MEMORY
+        )
+    )
+
+
+def _forget_variables(error: BaseException | None) -> None:
+    """Frees what the calls had computed that failed; the error keeps where they were."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -45,6 +46,40 @@ def test_outputs_come_in_order() -> None:
     assert two.shape == (3, 3)
 
 
+class GreedyMethod(FakeMethod):
+    """Runs out of memory when it has computed something.
+
+    Attributes:
+      computed: what that is, if it is still there.
+    """
+
+    computed: Callable[[], torch.Tensor | None]
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        result = torch.zeros(4)
+        self.computed = weakref.ref(result)
+        try:
+            raise RuntimeError("CUDA out of memory, says the interpreter")
+        except RuntimeError:
+            raise torch.OutOfMemoryError("CUDA out of memory")  # noqa: B904
+
+
+def test_what_ran_out_of_memory_keeps_none() -> None:
+    method = GreedyMethod()
+    # As while the requests of the batch are run one by one.
+    with pytest.raises(ResourceExhaustedError) as caught:
+        instance_of(method).run([])
+    assert caught.value.__cause__ is not None
+    assert method.computed() is None
+
+
+def pinned_memory_failure() -> Exception:
+    """Returns what torch raises if the host has no memory left that cannot be moved."""
+    error = torch.AcceleratorError("CUDA error: out of memory")
+    error.error_code = 2  # type: ignore[attr-defined]
+    return error
+
+
 def failure_of(action: str) -> Exception:
     """Returns what torch itself raises."""
     try:
@@ -82,6 +117,7 @@ def failure_of(action: str) -> Exception:
         (failure_of("memory"), ResourceExhaustedError),
         (torch.OutOfMemoryError("CUDA out of memory"), ResourceExhaustedError),
         (MemoryError(), ResourceExhaustedError),
+        (pinned_memory_failure(), ResourceExhaustedError),
         (torch.AcceleratorError("CUDA error: an illegal memory access"), DeviceError),
         (RuntimeError("/secret/path: the model broke"), InternalError),
         (failure_of("shapes"), InternalError),
