@@ -27,6 +27,13 @@ _LOOKUP = re.compile(
     r"index out of range in self|index -?\d+ is out of bounds for dimension \d+ with size \d+"
     r"|tried to access index -?\d+ on a tensor of \d+ elements"
     r"|Class values must be (?:non-negative|smaller than num_classes)"
+    r"|Index \d+ of input takes value -?\d+ which is not in the valid range \[0, \d+\)"
+    r"|Expected idx >= 0 && idx < num_embeddings but found idx to be -?\d+"
+    r"|offsets\[0\] has to be 0|offsets\[-1\] can not be greater than input's length \d+"
+    r"|Number of elements of source < number of ones in mask"
+    # Where there are no elements at all:
+    r"|self indexing axis dim should be positive|out of bounds for dimension with size 0"
+    r"|tried to take from an empty tensor"
 )
 """What torch says on the host of an index that is a caller's value."""
 

@@ -86,6 +86,28 @@ def failure_of(action: str) -> Exception:
         match action:
             case "embedding":
                 torch.nn.functional.embedding(torch.tensor([5]), torch.zeros(2, 3))
+            case "embedding of nothing":
+                torch.nn.functional.embedding(torch.tensor([0]), torch.zeros(0, 3))
+            case "bag":
+                torch.nn.functional.embedding_bag(torch.tensor([[5]]), torch.zeros(2, 3))
+            case "largest of a bag":
+                torch.nn.functional.embedding_bag(
+                    torch.tensor([[5]]), torch.zeros(2, 3), mode="max"
+                )
+            case "first offset":
+                torch.nn.functional.embedding_bag(
+                    torch.tensor([1]), torch.zeros(2, 3), torch.tensor([1])
+                )
+            case "last offset":
+                torch.nn.functional.embedding_bag(
+                    torch.tensor([1]), torch.zeros(2, 3), torch.tensor([0, 7])
+                )
+            case "masked_scatter":
+                torch.zeros(4).masked_scatter(torch.ones(4, dtype=torch.bool), torch.zeros(3))
+            case "index of nothing":
+                torch.zeros(0)[torch.tensor([0])]
+            case "take of nothing":
+                torch.take(torch.zeros(0), torch.tensor([0]))
             case "index":
                 torch.zeros(4)[torch.tensor([7])]
             case "gather":
@@ -112,6 +134,14 @@ def failure_of(action: str) -> Exception:
         (failure_of("index"), InvalidRequestError),
         (failure_of("gather"), InvalidRequestError),
         (failure_of("take"), InvalidRequestError),
+        (failure_of("embedding of nothing"), InvalidRequestError),
+        (failure_of("bag"), InvalidRequestError),
+        (failure_of("largest of a bag"), InvalidRequestError),
+        (failure_of("first offset"), InvalidRequestError),
+        (failure_of("last offset"), InvalidRequestError),
+        (failure_of("masked_scatter"), InvalidRequestError),
+        (failure_of("index of nothing"), InvalidRequestError),
+        (failure_of("take of nothing"), InvalidRequestError),
         (failure_of("class"), InvalidRequestError),
         (failure_of("negative class"), InvalidRequestError),
         (failure_of("memory"), ResourceExhaustedError),
