@@ -56,7 +56,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if self.found is None and _reads_values(func, args):
             self.found = str(func)
-        return func(*args, **(kwargs or {}))
+        result = NotImplemented
+        if self.found is None and isinstance(func, torch._ops.OpOverload):
+            with self:  # to see what it is made of, if it is, which in inference mode comes as one
+                result = func.decompose(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {})) if result is NotImplemented else result
 
 
 def _reads_values(operator: Callable[..., Any], arguments: Sequence[Any]) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 from slipway.program import load
 from slipway.program.interpreter import use_interpreter
@@ -30,6 +31,10 @@ def _branch() -> object:
         (lambda: torch.unique(_X), "aten._unique2.default"),
         (lambda: _X.exp().nonzero() + _X.sum().item(), "aten.nonzero.default"),
         (_branch, "cond"),
+        # Operators that are made of such ones.
+        (lambda: torch.where(_MASK), "aten.nonzero.default"),
+        (lambda: _X.nonzero(as_tuple=True), "aten.nonzero.default"),
+        (lambda: torch.linalg.inv(torch.eye(3)), "aten._linalg_check_errors.default"),
     ],
 )
 def test_finds_what_looks_at_values(call: Callable[[], object], operator: str) -> None:
@@ -46,6 +51,7 @@ def test_finds_what_looks_at_values(call: Callable[[], object], operator: str) -
         lambda: _X.index_put((_PLACES,), _X[:2]),
         lambda: _X.masked_fill(_MASK[:, None], 0.0),
         lambda: _X.topk(2),
+        lambda: functional.scaled_dot_product_attention(_X[None], _X[None], _X[None]),
     ],
 )
 def test_other_calls_do_not(call: Callable[[], object]) -> None:
