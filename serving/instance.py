@@ -37,9 +37,11 @@ _LOOKUP = re.compile(
 )
 """What torch says on the host of an index that is a caller's value."""
 
-
+# After these of CUDA's errors a device goes on: cudaErrorMemoryAllocation, and what it says of an
+# operator that cannot be launched for these sizes (cudaErrorInvalidValue, InvalidConfiguration,
+# LaunchOutOfResources).
 _CUDA_OUT_OF_MEMORY = 2
-"""cudaErrorMemoryAllocation, after which a device goes on."""
+_CUDA_NOT_LAUNCHED = {1, 9, 701}
 
 
 class Instance:
@@ -99,7 +101,10 @@ class Instance:
                 f"{self.subject} refused the request: a value of an input selects an element that "
                 f"does not exist, such as a token outside the vocabulary ({lookup[0]})"
             )
-        if isinstance(error, torch.AcceleratorError):
+        if (
+            isinstance(error, torch.AcceleratorError)
+            and _cuda_code(error) not in _CUDA_NOT_LAUNCHED
+        ):
             _LOGGER.critical("%s: %s failed", self.subject, device, exc_info=error)
             return DeviceError(f"{self.subject} failed: {device} is in error, and the server stops")
         _LOGGER.error("%s failed while running", self.subject, exc_info=error)
@@ -111,11 +116,13 @@ def _is_lack_of_memory(error: Exception) -> bool:
         isinstance(error, MemoryError | torch.OutOfMemoryError)
         or "DefaultCPUAllocator" in str(error)
         # So it is called if the host has none for the copies.
-        or (
-            isinstance(error, torch.AcceleratorError)
-            and getattr(error, "error_code", None) == _CUDA_OUT_OF_MEMORY
-        )
+        or _cuda_code(error) == _CUDA_OUT_OF_MEMORY
     )
+
+
+def _cuda_code(error: Exception) -> int | None:
+    """Returns CUDA's number for an error, if it is one of CUDA's."""
+    return getattr(error, "error_code", None) if isinstance(error, torch.AcceleratorError) else None
 
 
 def _forget_variables(error: BaseException | None) -> None:

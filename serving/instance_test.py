@@ -73,10 +73,10 @@ def test_what_ran_out_of_memory_keeps_none() -> None:
     assert method.computed() is None
 
 
-def pinned_memory_failure() -> Exception:
-    """Returns what torch raises if the host has no memory left that cannot be moved."""
-    error = torch.AcceleratorError("CUDA error: out of memory")
-    error.error_code = 2  # type: ignore[attr-defined]
+def cuda_failure(code: int, text: str) -> Exception:
+    """Returns what torch raises for an error of CUDA's."""
+    error = torch.AcceleratorError(f"CUDA error: {text}")
+    error.error_code = code  # type: ignore[attr-defined]
     return error
 
 
@@ -147,7 +147,9 @@ def failure_of(action: str) -> Exception:
         (failure_of("memory"), ResourceExhaustedError),
         (torch.OutOfMemoryError("CUDA out of memory"), ResourceExhaustedError),
         (MemoryError(), ResourceExhaustedError),
-        (pinned_memory_failure(), ResourceExhaustedError),
+        (cuda_failure(2, "out of memory"), ResourceExhaustedError),
+        (cuda_failure(9, "invalid configuration argument"), InternalError),
+        (cuda_failure(710, "device-side assert triggered"), DeviceError),
         (torch.AcceleratorError("CUDA error: an illegal memory access"), DeviceError),
         (RuntimeError("/secret/path: the model broke"), InternalError),
         (failure_of("shapes"), InternalError),
