@@ -38,7 +38,8 @@ def test_graphs_give_what_calls_do(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert sum(_RECORDED in line for line in caplog.messages) == 2
 
 
-def test_several_threads_record_and_launch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [4, 40])  # torch has 32 streams for them
+def test_several_threads_record_and_launch(tmp_path: Path, threads: int) -> None:
     device = Cuda(_PLACE, 2**30)
     affine = make_method(device, write_affine, tmp_path / "affine")
     lookup = make_method(device, write_lookup, tmp_path / "lookup")
@@ -53,8 +54,8 @@ def test_several_threads_record_and_launch(tmp_path: Path) -> None:
         expected = [2.0 * (value % 3), 2.0 * (value % 3) + 1]
         assert embedded.tolist() == [[expected] * 5] * count
 
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(run, range(400)))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(run, range(100 * threads)))
 
 
 def test_an_index_out_of_range_leaves_the_device_of_use(tmp_path: Path) -> None:
