@@ -48,6 +48,7 @@ LOOKUPS: dict[str, tuple[Callable[..., object], int, int]] = {
     "two indices": (lambda t, i: t[i, i.clamp(0, 2)], -4, 3),
     "index_select": (lambda t, i: t.index_select(0, i[0]), 0, 3),
     "index_select of the last": (lambda t, i: t.index_select(-1, i[0]), 0, 2),
+    "gather of itself": (lambda t, i: i.gather(1, i), 0, 2),
     "gather": (lambda t, i: t.gather(0, i), 0, 3),
     "scatter": (lambda t, i: t.scatter(0, i, 7.0), 0, 3),
     "scatter of another": (lambda t, i: t.scatter(1, i, t), 0, 2),
