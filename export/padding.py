@@ -169,9 +169,10 @@ class PaddingTrial:
         return padded
 
 
-def _cut(tensor: torch.Tensor, spec: TensorSpec, sizes: Mapping[int | None, int]) -> torch.Tensor:
+def _cut(tensor: torch.Tensor, spec: TensorSpec, sizes: Mapping[int, int]) -> torch.Tensor:
     """Returns the part of an output that belongs to a call of smaller sizes."""
-    return tensor[tuple(slice(sizes.get(_symbol(dimension))) for dimension in spec.shape)]
+    symbols = map(_symbol, spec.shape)
+    return tensor[tuple(slice(None if item is None else sizes.get(item)) for item in symbols)]
 
 
 def _symbol(size: object) -> int | None:
