@@ -1,8 +1,8 @@
 """Files of secrets that are followed while serving: bearer tokens, and certificates for TLS.
 
 A file that changes counts from the next call or connection on, with a second's delay at most. One
-that cannot be read or is wrong changes nothing: what was read before goes on to count, and the log
-says why. So replace a file by renaming another one over it.
+that cannot be read or is wrong changes nothing: what was read before goes on to count, the log says
+why, and it is tried again. So replace a file by renaming another one over it.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ class _Followed(Generic[_Content]):
         self._read = read
         self._lock = threading.Lock()
         self._looked = time.monotonic()
-        self._state = self._look()
+        self._state: list[tuple[int, int, int] | None] | None = self._look()
         self._content = read()
+        self._problem = ""
 
     def get(self) -> _Content:
         """Returns the content, after a look at the files unless the last was just now."""
@@ -70,13 +71,20 @@ class _Followed(Generic[_Content]):
         state = self._look()
         if state == self._state:
             return
-        self._state = state
         try:
             self._content = self._read()
         except CredentialError as error:
-            _LOGGER.error("%s; what was read before goes on to count", error)
+            # Tried again at each look: a lack of descriptors, or a right that is granted late, ends
+            # without a change of the file.
+            self._state = None
+            problem = str(error)
+            if problem != self._problem:
+                _LOGGER.error("%s; what was read before goes on to count", problem)
         else:
+            self._state = state
+            problem = ""
             _LOGGER.info("read again: %s", ", ".join(map(str, self._paths)))
+        self._problem = problem
 
     def _look(self) -> list[tuple[int, int, int] | None]:
         return [_state(path) for path in self._paths]

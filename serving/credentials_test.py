@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,25 @@ def test_tokens_are_read_again(tokens: Path, caplog: pytest.LogCaptureFixture) -
     # That nobody is let in can be meant.
     replace(tokens, "# nobody")
     assert not file.has(new)
+
+
+def test_a_file_that_cannot_be_read_is_tried_again_until_it_can(
+    tokens: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = TokenFile(tokens, check_seconds=0)
+    new = "a-token-that-is-new"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    replace(tokens, new)
+    # Without a descriptor left, as without the right to read it: neither changes the file.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert file.has(TOKEN)
+        assert file.has(TOKEN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    (record,) = caplog.records
+    assert "Too many open files" in record.message
+    assert file.has(new)
 
 
 class Pki:
