@@ -9,6 +9,7 @@ from pathlib import Path
 from runfiles import Runfiles
 
 from slipway.serving.polling import read_while_polling
+from slipway.serving.signals import hold_signals
 
 __all__ = ["run"]
 
@@ -37,6 +38,7 @@ def run(program: str, flags: Sequence[str], config: str = "") -> int:
             return 2
         found.append(location)
     files = [f"--config={location}" for location in found[1:]]
+    hold_signals()
     read_while_polling()
     from slipway.serving.main import main
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from slipway.serving.configuration_file import to_toml
 from slipway.serving.errors import StartupError
 from slipway.serving.logs import LogControl, LogFormat
 from slipway.serving.security import Security
+from slipway.serving.signals import let_signals_end_it, stop_event
 from slipway.serving.supervisor import Supervisor, follow_parent, reserve_port, worker_command
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _METRICS_PORT = 8002
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until SIGTERM or SIGINT, and returns the process's exit code.
+    """Serves until it is stopped by a signal, and returns the process's exit code.
 
     0: stopped when asked to, with every request answered, or nothing is wrong with what `--check`
     looked at. 1: it failed. 2: the configuration, or what it names, must change. 3: a device
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = line.configuration
         log = LogControl(settings.logging.level, LogFormat(settings.logging.format))
         if line.check:
+            let_signals_end_it()
             check(line)
             print(to_toml(settings), end="")
             return 0
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _supervise(settings: Configuration, arguments: Sequence[str], log: LogControl) -> int:
-    stop = _stop_event(log)
+    stop = stop_event(log)
     server = settings.server
     if not server.port and settings.monitoring.metrics_port is None:
         # The workers are told a port, and would think that the one for metrics is fixed as well.
@@ -69,7 +70,7 @@ def _supervise(settings: Configuration, arguments: Sequence[str], log: LogContro
 
 
 def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
-    stop = _stop_event(log)
+    stop = stop_event(log)
     if is_worker:
         follow_parent(stop)
     _raise_descriptor_limit()
@@ -159,30 +160,3 @@ def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _stop_event(log: LogControl) -> threading.Event:
-    """Returns an event that SIGTERM and SIGINT set; a second signal ends the process at once.
-
-    SIGUSR1 has the log write everything, and the next one what it wrote before.
-
-    Call it before there are other threads.
-    """
-    # Python runs signal handlers in its main thread, but a signal that another thread is given does
-    # not wake a main thread that waits. So all threads block signals, and one takes them.
-    numbers = {signal.SIGTERM, signal.SIGINT}
-    for number in numbers:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*numbers, signal.SIGUSR1})
-    stop = threading.Event()
-
-    def take() -> None:
-        while signal.sigwait({*numbers, signal.SIGUSR1}) == signal.SIGUSR1:
-            everything = log.toggle_debug()
-            _LOGGER.warning("SIGUSR1: the log is %s", "complete" if everything else "as it was")
-        stop.set()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-        threading.Event().wait()  # the thread that the second signal is given to
-
-    threading.Thread(target=take, name="signals", daemon=True).start()
-    return stop

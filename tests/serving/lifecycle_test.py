@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import socket
 import subprocess
@@ -33,7 +35,7 @@ def run_server(*flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_requests_finish_and_exits_with_0(
     repository: Path, number: signal.Signals
 ) -> None:
@@ -51,6 +53,68 @@ def test_a_signal_lets_requests_finish_and_exits_with_0(
         assert server.process.wait(timeout=60) == 0
         assert server.process.stdout is not None
         assert server.process.stdout.read() == ""
+
+
+def test_a_signal_before_there_is_a_server_is_exit_code_0(repository: Path, tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    os.mkfifo(path)
+    process = subprocess.Popen(
+        server_command(f"--config={path}", "--port=0"), env=server_environment()
+    )
+    # Opened once it is read, which is the first thing that a server does.
+    with path.open("w") as configuration:
+        process.terminate()
+        configuration.write(f"[repository]\npath = {json.dumps(str(repository))}\n")
+    assert process.wait(timeout=120) == 0
+
+
+def test_a_terminal_that_is_closed_is_nothing_to_nohup(repository: Path) -> None:
+    command = ["nohup", *server_command(f"--repository={repository}", "--port=0")]
+    with subprocess.Popen(
+        command,
+        env=server_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("slipway: serving")
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGUSR1)
+        # The signals are taken one after the other: it goes on after the first.
+        assert any("SIGUSR1: the log is complete" in line for line in process.stderr)
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+
+
+def test_a_second_signal_ends_the_first_process_of_a_container(repository: Path) -> None:
+    container = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*container, "true"], check=False).returncode:
+        pytest.skip("there are no namespaces of processes here")
+    with subprocess.Popen(
+        [*container, *server_command(f"--repository={repository}", "--port=0")],
+        env=server_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        address = process.stdout.readline().split()[-1]
+        (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        with grpc.insecure_channel(address) as channel:
+            slow = infer_request("power", x=zeros("FP32", [2048, 2048]))
+            infer = channel.unary_unary(
+                "/inference.GRPCInferenceService/ModelInfer",
+                request_serializer=type(slow).SerializeToString,
+            )
+            calls = [infer.future(slow) for _ in range(100)]
+            next(item for item in calls if item.result())
+            os.kill(int(server), signal.SIGTERM)
+            assert any("draining" in line for line in process.stderr)
+            os.kill(int(server), signal.SIGTERM)
+            assert process.wait(timeout=15) == 128 + signal.SIGTERM
 
 
 def test_a_watch_sees_the_server_drain_and_does_not_hold_it_up(repository: Path) -> None:
