@@ -344,6 +344,10 @@ class Configuration:
             if self.server.allow_client_shared_memory:
                 path = ("server", "allow_client_shared_memory")
                 found.append((path, f"allow_client_shared_memory {text}"))
+        port = self.monitoring.metrics_port
+        if self.monitoring.metrics and port and port == self.server.port:
+            text = f"metrics_port and port are both {port}: give one of them another"
+            found.append((("monitoring", "metrics_port"), text))
         security = self.security
         if (security.tls_certificate is None) != (security.tls_key is None):
             given, missing = "tls_certificate", "tls_key"

@@ -138,8 +138,13 @@ def _start_monitoring(server: InferenceServer, settings: Configuration) -> None:
     port = given
     if port is None:
         port = _METRICS_PORT if settings.server.port else 0
-    # Each of several processes has numbers of its own, and so a port, from this one on.
-    ports = list(range(port, port + (settings.server.processes if port else 1)))
+    # Each of several processes has numbers of its own, and so a port, from this one on. The one for
+    # requests could be taken too, as long as no process listens there yet.
+    count = settings.server.processes
+    ports = [0]
+    if port:
+        others = [each for each in range(port, port + count + 1) if each != settings.server.port]
+        ports = others[:count]
     if given is None and port:
         # Nobody asked for these: a second server on the host takes any other.
         ports.append(0)

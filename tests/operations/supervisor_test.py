@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,27 @@ def test_a_port_that_is_taken_is_exit_code_1(tmp_path: Path) -> None:
         )
     assert result.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in result.stderr
+
+
+def test_metrics_do_not_take_the_port_of_requests(tmp_path: Path) -> None:
+    port = _free_ports(3)
+    flags = ("--processes=2", f"--metrics-port={port}", f"--port={port + 1}")
+    with running(tmp_path, *flags) as scene:
+        for number in (port, port + 2):
+            with urllib.request.urlopen(f"http://127.0.0.1:{number}/readyz") as response:
+                assert response.read() == b"ready\n"
+        scene.probe()
+
+
+def _free_ports(count: int) -> int:
+    """Returns the first of some ports in a row."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                for port in range(first + 1, first + count):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                return int(first)
 
 
 @pytest.mark.parametrize("flag", ["--model-control=explicit", "--allow-client-shared-memory"])
