@@ -144,9 +144,10 @@ def _custom_ops(settings: Configuration) -> None:
 
 
 def _tracing(endpoint: str) -> None:
-    from slipway.serving.tracing import is_configured
+    from slipway.serving.tracing import RequestTracer, is_configured
 
-    is_configured(endpoint)
+    if is_configured(endpoint):
+        RequestTracer(endpoint).close()
 
 
 def _doubts(line: CommandLine, found: list[Found]) -> list[str]:

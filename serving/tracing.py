@@ -15,6 +15,7 @@ client's trace, whose sampling is followed.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -59,6 +60,17 @@ _CLOSE_SECONDS = 5.0
 """How long the server's end waits for a collector that is slow."""
 
 
+def _hide_values(record: logging.LogRecord) -> bool:
+    record.args = ("(it is not shown)",) * len(record.args or ())
+    return True
+
+
+# It writes a line for each part of a client's headers that is wrong, and any client can send such.
+logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
+# And what is wrong with OTEL_EXPORTER_OTLP_HEADERS, where tokens are.
+logging.getLogger("opentelemetry.util.re").addFilter(_hide_values)
+
+
 def is_configured(endpoint: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Returns whether traces are wanted.
 
@@ -69,7 +81,7 @@ def is_configured(endpoint: str, environment: Mapping[str, str] = os.environ) ->
     Raises:
       StartupError: they are wanted in a way that there is not.
     """
-    if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
+    if endpoint and not _is_address(endpoint):
         raise StartupError(
             f"--trace-endpoint is {endpoint!r}: expected http://HOST:PORT, or https:// for TLS, of "
             "a collector that takes OTLP over gRPC, such as http://localhost:4317",
@@ -101,14 +113,22 @@ class RequestTracer:
 
         Args:
           endpoint: the collector's, as a URL; empty for that of the variables.
+
+        Raises:
+          StartupError: the variables have values that cannot be.
         """
         own = Resource({"service.name": "slipway", "service.version": VERSION})
-        self._provider = TracerProvider(
-            resource=own.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
-        )
-        self._provider.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint or None))
-        )
+        try:
+            self._provider = TracerProvider(
+                resource=own.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
+            )
+            self._provider.add_span_processor(
+                BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint or None))
+            )
+        except ValueError as error:
+            raise StartupError(
+                f"OpenTelemetry's variables (OTEL_*) do not go together: {error}", exit_code=2
+            ) from error
         self._tracer = self._provider.get_tracer("slipway.serving", VERSION)
         self._propagator = TraceContextTextMapPropagator()
 
@@ -168,6 +188,14 @@ class RequestTracer:
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(_CLOSE_SECONDS)
+
+
+def _is_address(endpoint: str) -> bool:
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port or an address that is none
+        return False
 
 
 def _attributes(record: RequestRecord, error: ServingError | None) -> dict[str, AttributeValue]:
