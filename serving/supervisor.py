@@ -135,6 +135,7 @@ class Supervisor:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            errors="replace",  # libraries of operators may write anything
             # A key that interrupts this process must not reach it twice.
             start_new_session=True,
         )
@@ -166,7 +167,7 @@ class Supervisor:
         _LOGGER.error(
             "worker %d ended with %s; it is started again in %g seconds",
             worker.index,
-            f"exit code {code}" if code >= 0 else signal.Signals(-code).name,
+            _ending(code),
             worker.pause,
         )
         worker.is_ready = False
@@ -243,6 +244,15 @@ def follow_parent(stop: threading.Event) -> None:
         stop.set()
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # of a real-time signal
+        return f"signal {-code}"
 
 
 def _close_input(worker: _Worker) -> None:
