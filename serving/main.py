@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         arguments = sys.argv[1:]
+    settings = None
     try:
         line = parse(arguments)
         settings = line.configuration
@@ -54,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _serve(settings, line.is_worker, log)
         return _supervise(settings, arguments, log)
     except StartupError as error:
-        print(f"slipway: error: {error}", file=sys.stderr)
+        if settings is not None and settings.logging.format == LogFormat.JSON.value:
+            _LOGGER.critical("%s", error)
+        else:
+            print(f"slipway: error: {error}", file=sys.stderr)
         return error.exit_code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tritonclient.grpc import InferenceServerClient, service_pb2
 from slipway.tests.monitoring.traffic import eventually, infer, refuse
 from slipway.tests.monitoring.watched_server import WatchedServer
 from slipway.tests.serving.requests import call
+from slipway.tests.serving.server_process import server_command, server_environment
 
 
 def lines(server: WatchedServer) -> list[dict[str, Any]]:
@@ -51,6 +53,22 @@ def test_json_lines_name_the_request(repository: Path, tmp_path: Path) -> None:
     assert "request_id" not in access[2]
     assert access[3]["model"] == ""  # what a client made up is no model
     assert "allowed: 1..8" in other[0]["message"]
+
+
+def test_why_it_does_not_start_is_an_object_too(tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    result = subprocess.run(
+        server_command(f"--repository={tmp_path / 'repository'}", "--port=0", "--log-format=json"),
+        env=server_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 2
+    last = [json.loads(line) for line in result.stderr.splitlines()][-1]
+    assert last["level"] == "CRITICAL"
+    assert "has no model: expected MODEL/VERSION/program.pb below it" in last["message"]
 
 
 def test_text_lines_are_one_a_request(repository: Path, tmp_path: Path) -> None:
