@@ -27,6 +27,9 @@ _FLAGS = {"log_info": logging.INFO, "log_warning": logging.WARNING, "log_error":
 _VERBOSE = "log_verbose_level"
 _FORMAT = "log_format"
 
+_LINES_A_SECOND = 100
+"""Of those that one place in the code writes. Clients could fill a disk with refusals."""
+
 Setting = bool | int | str
 
 
@@ -39,6 +42,9 @@ class LogFormat(enum.Enum):
 
 class LogControl(logging.Filter):
     """The log of this process, and what of it is written. Safe for several threads.
+
+    Unless everything is written, each place in the code has so many lines a second, and the first
+    of another second says how many of the last ones were left out.
 
     It has the settings of Triton's LogSettings: `log_error`, `log_warning`, `log_info`,
     `log_verbose_level` (0, or more for everything) and `log_format` (`text` or `json`).
@@ -56,6 +62,7 @@ class LogControl(logging.Filter):
         """
         super().__init__()
         self._lock = threading.Lock()
+        self._bound = _Bound()
         self._configured = LEVELS[level]
         self._enabled = {number for number in LEVELS.values() if number >= self._configured}
         self._handler = logging.StreamHandler(stream)
@@ -69,13 +76,13 @@ class LogControl(logging.Filter):
         """Returns whether a line is written."""
         if record.name == ACCESS_LOGGER or record.levelno >= logging.CRITICAL:
             return True
-        return (
-            max(
-                (number for number in LEVELS.values() if number <= record.levelno),
-                default=logging.DEBUG,
-            )
-            in self._enabled
+        level = max(
+            (number for number in LEVELS.values() if number <= record.levelno),
+            default=logging.DEBUG,
         )
+        if level not in self._enabled:
+            return False
+        return logging.DEBUG in self._enabled or self._bound.admits(record)
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -139,6 +146,27 @@ class LogControl(logging.Filter):
     def _apply(self) -> None:
         # Lines that nobody wants are not even made.
         logging.getLogger().setLevel(min(self._enabled, default=logging.CRITICAL))
+
+
+class _Bound:
+    """Counts the lines of each place in the code. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, int], tuple[int, int]] = {}
+
+    def admits(self, record: logging.LogRecord) -> bool:
+        """Returns whether a line is written, and gives it the number of those that were not."""
+        place, now = (record.pathname, record.lineno), int(time.monotonic())
+        with self._lock:
+            second, count = self._counts.get(place, (now, 0))
+            left_out = 0
+            if second != now:
+                left_out, count = max(count - _LINES_A_SECOND, 0), 0
+            self._counts[place] = (now, count + 1)
+        if left_out:
+            record.fields = {**getattr(record, "fields", {}), "left_out": left_out}
+        return count < _LINES_A_SECOND
 
 
 class _TextFormatter(logging.Formatter):
