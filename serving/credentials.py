@@ -106,7 +106,14 @@ class TokenFile:
         Raises:
           CredentialError: it cannot be read, has a line that is no token, or has no token.
         """
-        self._digests = _Followed([path], lambda: _read_tokens(path), check_seconds)
+
+        def read() -> tuple[bytes, ...]:
+            digests = _read_tokens(path)
+            if not digests:
+                _LOGGER.warning("%s has no token: nobody is let in for one", path)
+            return digests
+
+        self._digests = _Followed([path], read, check_seconds)
         if not self._digests.get():
             raise CredentialError(f"{path} has no token: write one on a line")
 
@@ -204,7 +211,33 @@ def _read_tls(
             ) from error
     if (chain, secret) != (_read(certificate), _read(key)):
         raise CredentialError(f"{certificate} or {key} changes while it is read")
+    # It counts all the same: to go on with the one before would be no better for long.
+    if reason := _refusal(context, certificate):
+        _LOGGER.warning("clients refuse the certificate in %s: %s", certificate, reason)
     return grpc.ssl_server_certificate_configuration([(secret, chain)], authorities)
+
+
+def _refusal(server: ssl.SSLContext, certificate: Path) -> str:
+    """Returns why a client that trusts the certificate refuses it; empty if it does not."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.load_verify_locations(certificate)
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (
+        client.wrap_bio(to_client, to_server),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    )
+    for end in (*ends, ends[0]):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as error:
+            return error.verify_message
+        except ssl.SSLError:
+            break  # what clients do then is not known
+    return ""
 
 
 def _read(path: Path) -> bytes:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import resource
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,14 @@ def test_tokens_are_read_again(tokens: Path, caplog: pytest.LogCaptureFixture) -
     tokens.unlink()
     assert file.has(new)
     # That nobody is let in can be meant.
+    caplog.clear()
     replace(tokens, "# nobody")
     assert not file.has(new)
+    (record,) = caplog.records
+    assert (record.levelname, record.message) == (
+        "WARNING",
+        f"{tokens} has no token: nobody is let in for one",
+    )
 
 
 def test_a_file_that_cannot_be_read_is_tried_again_until_it_can(
@@ -111,8 +118,8 @@ class Pki:
         self.clients.write_bytes(self.authority.cert_pem.bytes())
         self.issue()
 
-    def issue(self) -> trustme.LeafCert:
-        issued = self.authority.issue_cert("localhost")
+    def issue(self, not_after: datetime | None = None) -> trustme.LeafCert:
+        issued = self.authority.issue_cert("localhost", not_after=not_after)
         self.certificate.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
         self.key.write_bytes(issued.private_key_pem.bytes())
         return issued
@@ -123,9 +130,22 @@ def pki(tmp_path: Path) -> Pki:
     return Pki(tmp_path)
 
 
-def test_certificates_that_belong_together(pki: Pki) -> None:
+def test_certificates_that_belong_together(pki: Pki, caplog: pytest.LogCaptureFixture) -> None:
     assert TlsFiles(pki.certificate, pki.key, None).credentials()
     assert TlsFiles(pki.certificate, pki.key, pki.clients).credentials()
+    assert caplog.records == []
+
+
+def test_a_certificate_that_has_expired_is_a_warning(
+    pki: Pki, caplog: pytest.LogCaptureFixture
+) -> None:
+    pki.issue(not_after=datetime(2020, 1, 1))
+    assert TlsFiles(pki.certificate, pki.key, pki.clients).credentials()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message == (
+        f"clients refuse the certificate in {pki.certificate}: certificate has expired"
+    )
 
 
 @pytest.mark.parametrize("name", ["certificate", "key", "clients"])
