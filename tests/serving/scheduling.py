@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
+from slipway.program import Method
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.errors import ServingError
 from slipway.serving.host import Host
 from slipway.serving.loader import Loader
+from slipway.serving.memory_budget import MemoryBudget
 from slipway.serving.model import Environment, Model
 from slipway.serving.observation import Metadata
 from slipway.serving.processors import Processors
 from slipway.serving.repository import Repository
 from slipway.serving.request_queue import PendingRequest
 from slipway.serving.request_reader import RequestReader
+from slipway.serving.scheduler import SchedulingOptions
 from slipway.tests.serving import programs
 
 
@@ -126,6 +132,65 @@ class Bench:
         self.run(name)
         answer.wait()
         return answer
+
+
+MakeBench = Callable[..., Bench]
+
+
+@contextlib.contextmanager
+def benches(root: Path) -> Iterator[MakeBench]:
+    """Makes benches over one directory, and closes them: by then nothing may hold memory."""
+    made: list[Bench] = []
+
+    def make(
+        memory: int = 2**40,
+        on_device_failure: Callable[[], None] = lambda: None,
+        **options: int | float,
+    ) -> Bench:
+        scheduling = SchedulingOptions(**options)  # type: ignore[arg-type]
+        environment = Environment(scheduling, MemoryBudget(memory), on_device_failure)
+        made.append(Bench(root, environment))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.repository.close()
+        assert not bench.memory.used
+
+
+def sizes(bench: Bench, name: str = "affine") -> dict[int, int]:
+    """Returns how many batches of each size were run."""
+    return dict(bench.model(name).statistics.batch_sizes())
+
+
+def failures(bench: Bench, name: str = "affine") -> int:
+    """Returns how many requests got no result."""
+    return bench.model(name).statistics.to_proto(name, 1).inference_stats.fail.count
+
+
+def finish(bench: Bench, busy: Answer, answers: Sequence[Answer], name: str = "affine") -> None:
+    """Lets go of what keeps an instance busy, has all the others answered, and closes."""
+    bench.run(name)
+    busy.release()
+    for answer in answers:
+        answer.wait()
+    bench.repository.close()
+
+
+def spend_processor(
+    monkeypatch: pytest.MonkeyPatch, seconds: Callable[[torch.Tensor], float]
+) -> None:
+    """Has every model take as long for its first input, of a processor."""
+    original = Method.run
+
+    def run(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        # What only waited would be run by the thread that receives.
+        end = time.thread_time() + seconds(tensors[0])
+        while time.thread_time() < end:
+            pass
+        return original(self, tensors)
+
+    monkeypatch.setattr(Method, "run", run)
 
 
 def small_request(model: str) -> bytes:
