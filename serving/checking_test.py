@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,9 @@ def test_names_that_mean_two_models_are_found_as_loading_finds_them(
 ) -> None:
     for model, methods in models.items():
         write_affine(tmp_path / model / "1", methods=methods)
-    loaded = Repository(tmp_path)
-    loaded.update(Loader(Host(Processors(1)), Environment()))
-    reasons = {each.name: each.reason for each in loaded.index() if each.reason}
+    with contextlib.closing(Repository(tmp_path)) as loaded:
+        loaded.update(Loader(Host(Processors(1)), Environment()))
+        reasons = {each.name: each.reason for each in loaded.index() if each.reason}
     assert sorted(reasons) == ([refused] if refused else [])
     found = problems(tmp_path)
     assert found == [f"model '{model}' version 1: {text}" for model, text in reasons.items()]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def repository(root: Path) -> Iterator[Repository]:
+    """It, with what can be loaded of it."""
+    with contextlib.closing(Repository(root)) as made:
+        made.update(LOADER)
+        yield made
+
+
 def test_a_directory_that_does_not_exist_is_exit_code_2(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"cannot read .*missing: No such file") as caught:
         Repository(tmp_path / "missing")
@@ -55,9 +65,10 @@ def test_how_much_of_the_weights_is_compared_can_be_said(tmp_path: Path) -> None
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     for verification, versions in (("full", []), ("sizes", [1])):
-        repository = Repository(tmp_path)
-        repository.update(Loader(CPU, Environment(), verification=verification))  # type: ignore[arg-type]
-        assert repository.ready_versions("affine") == versions
+        loader = Loader(CPU, Environment(), verification=verification)  # type: ignore[arg-type]
+        with contextlib.closing(Repository(tmp_path)) as repository:
+            repository.update(loader)
+            assert repository.ready_versions("affine") == versions
 
 
 def test_before_loading_every_version_is_loading(root: Path) -> None:
@@ -67,17 +78,15 @@ def test_before_loading_every_version_is_loading(root: Path) -> None:
     assert not repository.is_ready()
 
 
-def test_the_default_is_the_highest_version_that_is_ready(root: Path) -> None:
-    repository = Repository(root)
-    repository.update(LOADER)
+def test_the_default_is_the_highest_version_that_is_ready(repository: Repository) -> None:
     assert repository.ready_versions("good") == [2, 10]
     assert repository.find("good", "").version == 10
     assert repository.find("good", "2").version == 2
 
 
-def test_a_broken_version_stops_no_other_and_keeps_its_reason(root: Path) -> None:
-    repository = Repository(root)
-    repository.update(LOADER)
+def test_a_broken_version_stops_no_other_and_keeps_its_reason(
+    root: Path, repository: Repository
+) -> None:
     states = {(item.name, item.version): item for item in repository.index()}
     assert {key: item.state for key, item in states.items()} == {
         ("bad name", 0): State.UNAVAILABLE,
@@ -101,17 +110,15 @@ def test_a_broken_version_stops_no_other_and_keeps_its_reason(root: Path) -> Non
 def test_the_log_says_once_why_a_model_has_no_version(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    repository = Repository(root)
-    for _ in range(2):
-        repository.update(LOADER)
+    with contextlib.closing(Repository(root)) as repository:
+        for _ in range(2):
+            repository.update(LOADER)
     texts = [record.getMessage() for record in caplog.records]
     for name in ("no_version", "zero", "bad name"):
         assert sum(text.startswith(f"model '{name}': ") for text in texts) == 1
 
 
-def test_unknown_models_and_versions_are_not_found(root: Path) -> None:
-    repository = Repository(root)
-    repository.update(LOADER)
+def test_unknown_models_and_versions_are_not_found(repository: Repository) -> None:
     with pytest.raises(NotFoundError, match=r"unknown model: 'nope' is not found; the models are"):
         repository.find("nope", "")
     with pytest.raises(NotFoundError, match=r"'good' version 99 is not found; .* ready: 2, 10"):
