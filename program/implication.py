@@ -231,26 +231,25 @@ class Domain:
                 return False
 
     def _compares(self, kind: str, value: Polynomial) -> bool:
-        low, high = self.ranges.bounds(value)
         match kind:
             case ">=":
-                return low >= 0 or self._is_at_least(value)
+                return self._is_at_least(value)
             case "==":
-                return low == high == 0 or any(
-                    known == "==" and fact in (value, -value)
-                    for known, fact in self._facts_about(value)
-                )
+                return self.ranges.bounds(value) == (0, 0) or self._is_known(kind, value)
             case _:
                 return (
-                    low > 0
-                    or high < 0
-                    or any(
-                        known == "!=" and fact in (value, -value)
-                        for known, fact in self._facts_about(value)
-                    )
+                    self._is_known(kind, value)
+                    or self._is_at_least(value - _ONE)
+                    or self._is_at_least(-value - _ONE)
                 )
 
+    def _is_known(self, kind: str, value: Polynomial) -> bool:
+        return any(known == kind and fact == value for known, fact in self._facts_about(value))
+
     def _is_at_least(self, value: Polynomial) -> bool:
+        """Returns whether a value is proven to be zero or more."""
+        if self.ranges.bounds(value)[0] >= 0:
+            return True
         for known, fact in self._facts_about(value):
             if known != "!=" and self.ranges.bounds(value - fact)[0] >= 0:
                 return True
