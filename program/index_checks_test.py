@@ -43,7 +43,15 @@ LOOKUPS: dict[str, tuple[Callable[..., object], int, int]] = {
         0,
         3,
     ),
+    "embedding_bag with padding": (
+        lambda t, i: _aten.embedding_bag.padding_idx(
+            t, i[0], torch.zeros_like(i[0, :1]), False, 0, False, None, False, 1
+        )[0],
+        0,
+        3,
+    ),
     "index": (lambda t, i: t[i], -4, 3),
+    "of no dimension": (lambda t, i: t[0, 0].gather(0, i[0, 1]), 0, 0),
     "index of the last": (lambda t, i: t[:, i], -3, 2),
     "two indices": (lambda t, i: t[i, i.clamp(0, 2)], -4, 3),
     "index_select": (lambda t, i: t.index_select(0, i[0]), 0, 3),
@@ -63,6 +71,22 @@ LOOKUPS: dict[str, tuple[Callable[..., object], int, int]] = {
     "index_reduce": (lambda t, i: t.index_reduce(0, i[0], t[:3], "amax"), 0, 3),
     "take": (lambda t, i: t.take(i), -12, 11),
     "put": (lambda t, i: t.put(i[0], t[0]), -12, 11),
+    "index_fill": (lambda t, i: t.index_fill(0, i[0], 1.0), 0, 3),
+    "index_add in place": (lambda t, i: t.clone().index_add_(0, i[0], t[:3]), 0, 3),
+    "index_copy in place": (lambda t, i: t.clone().index_copy_(0, i[0], t[:3]), 0, 3),
+    "index_fill in place": (lambda t, i: t.clone().index_fill_(0, i[0], 1.0), 0, 3),
+    "scatter and add": (lambda t, i: t.scatter(0, i, t, reduce="add"), 0, 3),
+    "scatter and multiply": (lambda t, i: t.scatter(0, i, 7.0, reduce="multiply"), 0, 3),
+    "scatter in place": (lambda t, i: t.clone().scatter_(0, i, 7.0), 0, 3),
+    "scatter of another in place": (lambda t, i: t.clone().scatter_(0, i, t), 0, 3),
+    "scatter and add in place": (lambda t, i: t.clone().scatter_(0, i, t, reduce="add"), 0, 3),
+    "scatter and multiply in place": (
+        lambda t, i: t.clone().scatter_(0, i, 7.0, reduce="multiply"),
+        0,
+        3,
+    ),
+    "scatter_add in place": (lambda t, i: t.clone().scatter_add_(0, i, t), 0, 3),
+    "scatter_reduce in place": (lambda t, i: t.clone().scatter_reduce_(0, i, t, "amax"), 0, 3),
     "one_hot": (lambda t, i: _aten.one_hot.default(i, 4), 0, 3),
     "computed": (lambda t, i: _aten.embedding.default(t, i * 2 - i), 0, 3),
 }
@@ -192,6 +216,8 @@ def test_bags_lie_within_the_indices(mode: int, has_last_offset: bool) -> None:
             if has_last_offset and offsets[-1] != 4:
                 continue  # which torch finds out
             assert second([indices, torch.tensor(offsets)])[-1], offsets
+        with pytest.raises(Exception, match=r"(?i)index|idx"):  # as torch itself finds out
+            second([torch.tensor([1, 2, 9, 0]), torch.tensor([0, 2, 4])])
 
 
 def test_segments_lie_within_what_they_divide() -> None:
@@ -206,12 +232,29 @@ def test_segments_lie_within_what_they_divide() -> None:
         assert checked(_TABLE, torch.tensor(offsets))[-1], offsets
 
 
-def test_masks_are_left_alone() -> None:
+def test_segments_of_rows_lie_within_them() -> None:
+    def reduce(t: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return torch.segment_reduce(t, "sum", offsets=offsets, axis=1)
+
+    good = torch.tensor([[0, 1, 3], [0, 2, 3], [0, 0, 3], [0, 3, 3]])
+    checked = check_indices(traced(reduce, good), {0}, offsets_only=True)
+    actual, is_wrong = checked(_TABLE, good)
+    assert not is_wrong
+    assert actual.tolist() == [[0, 3], [7, 5], [0, 21], [30, 0]]
+    for wrong in ([0, 4, 3], [0, 2, 1]):
+        offsets = good.clone()
+        offsets[2] = torch.tensor(wrong)
+        assert checked(_TABLE, offsets)[-1], wrong
+
+
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_masks_are_left_alone(dtype: torch.dtype) -> None:
     def look_up(t: torch.Tensor, mask: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
         return t[None][mask, i]
 
     # The mask is of the first two dimensions, so that the index is of the third.
-    mask, index = torch.tensor([[True, False, True, False]]), torch.tensor([2, -3])
+    mask, index = torch.tensor([[1, 0, 1, 0]], dtype=dtype), torch.tensor([2, -3])
     checked = check_indices(traced(look_up, mask, index), {0})
     for run in runners(checked):
         actual, is_wrong = run([mask, index])
@@ -250,13 +293,22 @@ def test_what_is_mapped_over_a_dimension_is_left_alone() -> None:
     "function",
     [
         lambda t, i: t[torch.arange(3)] + i.sum(),
-        lambda t, i: _aten.embedding.default(t, torch.full_like(i, 1).zero_() * 0),
         lambda t, i: t + i,
         lambda t, i: t[torch.zeros(3, dtype=torch.int64).fill_(1)] + i.sum(),
+        lambda t, i: (t + i.sum())[torch.arange(3)],
+        lambda t, i: (t + i.sum()).index_select(0, torch.arange(3)),
+        lambda t, i: _aten.one_hot.default(i),
+        lambda t, i: _aten.one_hot.default(torch.arange(3), 3) + i.sum(),
     ],
 )
 def test_what_depends_on_no_values_is_left_alone(function: Callable[..., object]) -> None:
     module = traced(function, _INDEX)
+    assert check_indices(module, {0}) is module
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_constant_indices_are_left_alone(name: str) -> None:
+    module = traced(LOOKUPS[name][0], torch.zeros_like(_INDEX))
     assert check_indices(module, {0, 1}) is module
 
 
@@ -275,3 +327,13 @@ def test_the_number_of_classes_may_be_a_size() -> None:
     for run in runners(checked):
         assert not run([torch.tensor([0, 3])])[-1]
         assert run([torch.tensor([0, 4])])[-1]
+
+
+def test_positions_depend_on_no_values() -> None:
+    graph = fx.Graph()
+    table, tokens = graph.placeholder("table"), graph.placeholder("tokens")
+    length = graph.call_function(_aten.sym_size.int, (tokens, 1))
+    positions = graph.call_function(_aten.arange.default, (length,))
+    graph.output((graph.call_function(_aten.embedding.default, (table, positions)),))
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    assert check_indices(module, {0}) is module
