@@ -17,6 +17,9 @@ __all__ = ["run_in_child"]
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
+# Short beside the quickest export.
+_POLL_SECONDS = 0.005
+
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 
 
@@ -26,6 +29,7 @@ def run_in_child(
     log: IO[bytes] | None = None,
     *,
     private: Sequence[int] = (),
+    is_cancelled: Callable[[float], bool] | None = None,
 ) -> int:
     """Runs an export in a child process, and returns its exit status: 0 only if it came to its end.
 
@@ -38,6 +42,8 @@ def run_in_child(
       log: where to everything that is printed goes, and how the child ended if it did not come to
         its end; None: to this process's own streams.
       private: descriptors that the child does not get.
+      is_cancelled: waits for so many seconds at most, and returns whether the child is to be ended;
+        None: it never is.
     """
     ending, finished = os.pipe()
     os.set_blocking(ending, False)
@@ -52,7 +58,11 @@ def run_in_child(
             _become_child(export, arguments, log, parent, folder, finished)
         try:
             # The child is not reaped yet, so that its number is still that of its group.
-            os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+            if is_cancelled is None:
+                os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+            else:
+                while not (_has_ended(child) or is_cancelled(_POLL_SECONDS)):
+                    pass
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
@@ -71,6 +81,10 @@ def run_in_child(
             log.flush()
         return status if status > 0 else 1
     return status
+
+
+def _has_ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
 def _ending(status: int) -> str:

@@ -168,7 +168,7 @@ def _serve() -> None:
     os.dup2(2, 1)
     torch.set_num_threads(1)
     _warm_up()
-    serve(main, sys.stdin, answers)
+    serve(main, sys.stdin.fileno(), answers)
 
 
 if __name__ == "__main__":

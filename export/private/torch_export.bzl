@@ -72,6 +72,7 @@ def _torch_export_impl(ctx):
         outputs = [graphs],
         execution_requirements = {
             "requires-worker-protocol": "json",
+            "supports-worker-cancellation": "1",
             "supports-workers": "1",
         },
         env = export_environment(ctx),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import time
@@ -65,14 +66,24 @@ class Worker:
         self._number += 1
         parameters = output.with_suffix(".params")
         parameters.write_text("\n".join(arguments(function, output)) + "\n")
-        request = {"arguments": [f"@{parameters}"], "requestId": self._number, "inputs": []}
+        self._write({"arguments": [f"@{parameters}"], "requestId": self._number, "inputs": []})
+
+    def cancel(self) -> None:
+        """Cancels the last request, as Bazel does."""
+        self._write({"requestId": self._number, "cancel": True})
+
+    def _write(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.write(json.dumps(message) + "\n")
         self.process.stdin.flush()
 
     def ask(self, function: str, output: Path) -> dict[str, Any]:
         self.send(function, output)
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], 60)[0], "no answer"
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         assert answer["requestId"] == self._number
         return answer
@@ -213,4 +224,39 @@ def test_the_export_under_way_ends_with_its_worker(tmp_path: Path, number: int) 
         wait_until(lambda: started.exists() and started.read_text())
         process.send_signal(number)
         process.wait(timeout=30)
+        wait_until(lambda: not is_running(int(started.read_text())))
+
+
+def test_a_cancelled_export_ends_and_the_worker_serves_on(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    running = Worker(STARTED=str(started))
+    with running.process as process:
+        running.send("takes_long", tmp_path / "program")
+        wait_until(lambda: started.exists() and started.read_text())
+        running.cancel()
+        assert running.answer()["wasCancelled"]
+        assert not is_running(int(started.read_text()))
+        assert running.ask("small", tmp_path / "after")["exitCode"] == 0
+        assert process.poll() is None
+        process.terminate()
+
+
+def test_a_request_that_is_cancelled_after_its_answer_has_one_answer(
+    worker: Worker, tmp_path: Path
+) -> None:
+    assert worker.ask("small", tmp_path / "program")["exitCode"] == 0
+    worker.cancel()
+    assert worker.ask("small", tmp_path / "after")["exitCode"] == 0
+
+
+def test_the_export_under_way_ends_when_there_is_nobody_to_answer(tmp_path: Path) -> None:
+    """As when Bazel itself is killed."""
+    started = tmp_path / "started"
+    orphan = Worker(STARTED=str(started))
+    with orphan.process as process:
+        orphan.send("takes_long", tmp_path / "program")
+        wait_until(lambda: started.exists() and started.read_text())
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(timeout=30) == 0
         wait_until(lambda: not is_running(int(started.read_text())))
