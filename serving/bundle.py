@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from runfiles import Runfiles
 
 from slipway.serving.polling import read_while_polling
 from slipway.serving.signals import hold_signals
@@ -22,10 +21,7 @@ def run(program: str, flags: Sequence[str], config: str = "") -> int:
       flags: come before those of the command line, which win.
       config: the runfiles path of the configuration; empty if there is none.
     """
-    runfiles = Runfiles.Create()
-    # The folder itself: Rlocation may look at a manifest, which has a checked-in file in the source
-    # tree and a generated one elsewhere, while paths in the configuration count from where it lies.
-    root = runfiles.EnvVars()["RUNFILES_DIR"] if runfiles is not None else ""
+    root = _runfiles_folder()
     found = []
     for path in filter(None, (program, config)):
         location = Path(root, path)
@@ -43,3 +39,17 @@ def run(program: str, flags: Sequence[str], config: str = "") -> int:
     from slipway.serving.main import main
 
     return main([*files, f"--repository={found[0].parents[1]}", *flags, *sys.argv[1:]])
+
+
+def _runfiles_folder() -> str:
+    """Returns the folder of the runfiles, as what Bazel starts a program by names it, or "".
+
+    The folder itself, and not what the manifest in it says: that is where files were on the machine
+    that built the server, which has a checked-in file in the source tree and a generated one
+    elsewhere, while paths in the configuration count from where it lies.
+    """
+    manifest = os.environ.get("RUNFILES_MANIFEST_FILE", "")
+    for ending in ("/MANIFEST", "_manifest"):
+        if manifest.endswith(ending):
+            return manifest.removesuffix(ending)
+    return os.environ.get("RUNFILES_DIR", "")

@@ -32,7 +32,10 @@ def runfiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for file, text in contents.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    lines = []
+    # Not readable, as what the user who built the server keeps from all others.
+    private = tmp_path / "output" / "_repo_mapping"
+    private.mkdir()
+    lines = [f"_repo_mapping {private}\n"]
     for folder, path in (("output", PROGRAM), ("source", CONFIG), ("output", TOKENS)):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).symlink_to(tmp_path / folder / path)
