@@ -48,14 +48,15 @@ side by side: in `models/server.toml`, `tls_certificate = "server.pem"` is `//mo
 which must be in `data`. What is no part of the build, such as a private key, needs an absolute
 path.
 
-`--check` says everything that is wrong, with file, line and key, looks at what the configuration
-names (the repository, certificates, tokens, the device, libraries of operators), and prints what is
-in force as a file, with 0 as exit code, or 2 if something must change:
+`--check` says everything that is wrong, with file, line and key: first with each key, then with
+those that contradict each other, then with what they name (the repository, certificates, tokens,
+the device, libraries of operators). It prints what is in force as a file, with 0 as exit code, or 2
+if something must change:
 
 ```
 $ server --config=/srv/ml.toml --check
 slipway: error: /srv/ml.toml:9: unknown key 'instance' in [scheduling]; did you mean 'instances'?
-/srv/ml.toml:14: there is no label 'canari'; the labels are: stable, canary
+/srv/ml.toml:14: max_queue_requests is 0; it must be in 1..2147483647
 ```
 
 The tables below are made from the server's own: `./bazelw run //docs:write_configuration` writes
