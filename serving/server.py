@@ -226,24 +226,34 @@ class InferenceServer:
         self._control.close()
         deadline = time.monotonic() + grace
         stopped = self._transport.stop(grace)
+        is_late = False
         if not stopped.wait(min(grace, _UNRESPONSIVE_SECONDS)):
+            is_late = self._outlasts(deadline)
             self._transport.refuse_incomplete(
                 UnavailableError("the server stops, and the message has not come")
             )
             self._health.cancel_watches()
             # Clients that are there have closed their connections when their last call ended.
-            while not stopped.wait(_UNRESPONSIVE_SECONDS):
+            while not stopped.wait(min(_UNRESPONSIVE_SECONDS, _remaining(deadline))):
+                is_late = is_late or self._outlasts(deadline)
                 if not self._transport.has_calls:
                     self._transport.stop(0)
         # A request that was cut off may still compute, and its thread would keep the process alive.
         idle = threading.Thread(target=self._close, daemon=True)
         idle.start()
-        idle.join(max(deadline - time.monotonic(), 0.1))
+        idle.join(_remaining(deadline))
         if self._observer is not None:
             self._observer.close()
         if self._monitoring is not None:
             self._monitoring.close()
-        return not idle.is_alive()
+        return not is_late and not idle.is_alive()
+
+    def _outlasts(self, deadline: float) -> bool:
+        """Returns whether requests wait or run, and the deadline is over."""
+        return time.monotonic() >= deadline and any(
+            model.scheduler.running or model.scheduler.queued[0]
+            for model in self._repository.models
+        )
 
     def _close(self) -> None:
         self._frontend.close()
@@ -251,6 +261,11 @@ class InferenceServer:
         self._control_pool.shutdown()
         self._loading_pool.shutdown()
         self._repository.close()
+
+
+def _remaining(deadline: float) -> float:
+    """Returns the seconds until then, and a little more once it is over."""
+    return max(deadline - time.monotonic(), 0.1)
 
 
 def _why_not(host: str, port: int) -> tuple[str, bool]:
