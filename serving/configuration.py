@@ -348,6 +348,9 @@ class Configuration:
         if self.monitoring.metrics and port and port == self.server.port:
             text = f"metrics_port and port are both {port}: give one of them another"
             found.append((("monitoring", "metrics_port"), text))
+        if self.monitoring.metrics and port and port + self.server.processes > 2**16:
+            text = f"metrics_port is {port}, and each process takes one from there on, up to 65535"
+            found.append((("monitoring", "metrics_port"), text))
         security = self.security
         if (security.tls_certificate is None) != (security.tls_key is None):
             given, missing = "tls_certificate", "tls_key"

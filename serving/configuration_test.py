@@ -125,6 +125,10 @@ def test_paths_in_a_file_count_from_where_it_lies(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("[monitoring]\nmetrics_port = 8001\n", "FILE:2: metrics_port and port are both 8001"),
+        (
+            "[server]\nprocesses = 3\n[monitoring]\nmetrics_port = 65534\n",
+            "FILE:4: metrics_port is 65534, and each process takes one from there on",
+        ),
         ('[security]\ntls_key = "k"\n', "FILE:2: tls_key needs tls_certificate beside it"),
         ('[security]\ntls_client_ca = "k"\n', "FILE:2: tls_client_ca needs tls_certificate"),
         ('[security]\ncontrol_identities = ["k"]\n', "FILE:2: control_identities needs tls_client"),
