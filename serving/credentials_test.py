@@ -15,6 +15,7 @@ from slipway.serving.credentials import CredentialError, TlsFiles, TokenFile
 
 TOKEN = "0123456789abcdef"
 OTHER = "fedcba9876543210"
+LONGEST = "0123456789abcdef" * 32
 
 
 def replace(path: Path, content: str | bytes) -> None:
@@ -26,8 +27,8 @@ def replace(path: Path, content: str | bytes) -> None:
 @pytest.fixture
 def tokens(tmp_path: Path) -> Path:
     path = tmp_path / "tokens"
-    digest = hashlib.sha256(OTHER.encode()).hexdigest()
-    path.write_text(f"# a comment\n\n{TOKEN}\nsha256:{digest}\n")
+    digests = [hashlib.sha256(token.encode()).hexdigest() for token in (OTHER, LONGEST)]
+    path.write_text(f"# a comment\n\n{TOKEN}\nsha256:{digests[0]}\nsha256:{digests[1].upper()}\n")
     return path
 
 
@@ -35,6 +36,7 @@ def test_tokens_plain_and_hashed(tokens: Path) -> None:
     file = TokenFile(tokens)
     assert file.has(TOKEN)
     assert file.has(OTHER)
+    assert file.has(LONGEST)
     for wrong in ("", TOKEN[:-1], TOKEN + "0", "# a comment", "sha256:", "ä", TOKEN.upper()):
         assert not file.has(wrong)
 
@@ -46,6 +48,7 @@ def test_tokens_plain_and_hashed(tokens: Path) -> None:
         ("# only a comment\n", " has no token"),
         (f"{TOKEN}\nshort\n", ":2: no token: expected 16 to 512"),
         (f"{TOKEN} {TOKEN}\n", ":1: no token"),
+        (f"{LONGEST}\n{LONGEST}0\n", ":2: no token"),
         ("sha256:12\n", ":1: no token"),
         ("täglich wechselndes wort\n", ":1: no token"),
     ],
@@ -58,6 +61,12 @@ def test_files_that_have_no_tokens(tmp_path: Path, content: str, expected: str) 
     assert caught.value.exit_code == 2
     assert str(caught.value).startswith(f"{path}{expected}")
     assert TOKEN not in str(caught.value)
+
+
+def test_a_file_is_not_looked_at_again_at_once(tokens: Path) -> None:
+    file = TokenFile(tokens, check_seconds=3600)
+    replace(tokens, "a-token-that-is-new")
+    assert file.has(TOKEN)
 
 
 def test_a_file_of_tokens_that_is_not_there(tmp_path: Path) -> None:
