@@ -89,13 +89,9 @@ class PaddingTrial:
 
     def _sizes(self, symbol: int) -> Iterator[tuple[int, int]]:
         """Yields pairs of legal sizes, the smaller one first."""
-        declared = self._contract.symbols[symbol]
-        largest = math.inf if declared.maximum is None else declared.maximum
-        usual, least = self._usual[symbol], max(declared.minimum, 1)
+        usual, least = self._usual[symbol], max(self._contract.symbols[symbol].minimum, 1)
         for short, long in ((usual, usual + 1), (least, usual), (usual, 2 * usual + 3)):
-            if short < long <= largest and all(
-                self._may_try({symbol: size}) for size in (short, long)
-            ):
+            if short < long and all(self._may_try({symbol: size}) for size in (short, long)):
                 yield short, long
 
     def _mixed(self, short: Mapping[int, int], long: Mapping[int, int]) -> list[dict[int, int]]:

@@ -134,3 +134,14 @@ def test_what_can_be_padded_along_one_symbol_or_another_but_not_both_is_an_error
     with pytest.raises(ExportError, match="along 'columns' and 'rows' at once") as caught:
         grid(together=1)
     assert "where columns = 5 is padded to 6 and rows = 4 is padded to 5" in str(caught.value)
+
+
+def test_inputs_that_are_too_large_to_try_are_not_padded() -> None:
+    with pytest.raises(ExportError, match="there are no two sizes that could be tried"):
+        export(
+            lambda x: x * 2,
+            (torch.randn(2, 5, 30_000),),
+            dynamic_shapes=("batch, seq, 30000",),
+            symbols=SYMBOLS,
+            padding={"seq": {"x": 0}},
+        )
