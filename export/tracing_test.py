@@ -36,6 +36,27 @@ def test_a_branch_that_makes_no_difference_excludes_nothing() -> None:
     assert program(torch.ones(1, 1)).tolist() == [[3.0]]
 
 
+def test_no_size_is_let_in_because_another_is_out() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        # Where either is 1, the graph is the same as long as the other is not.
+        if x.shape[0] == 1 and x.shape[1] == 1:
+            return x * 3
+        return x * 2
+
+    program = export(model, (torch.ones(3, 4),), dynamic_shapes=({0: Dim.AUTO, 1: Dim.AUTO},))
+    assert relations(program) == ["x_0 != 1"]
+    assert program(torch.ones(2, 1)).tolist() == [[2.0], [2.0]]
+
+
+def test_a_size_that_one_line_fixes_is_all_that_is_said_of_it() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        x = x * 3 if x.shape[0] > 2 else x
+        return x + 1 if x.shape[0] == 5 else x
+
+    with pytest.raises(ExportError, match=r"needs n == 5, which fails for n = 1\n.*== 5 else x"):
+        exported(model, torch.ones(5, 4))
+
+
 def test_a_step_that_gives_its_operand_is_no_difference() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         row = torch.ones(1, 5)

@@ -74,6 +74,10 @@ def test_a_model_that_does_not_ask_takes_any(strict: bool) -> None:
     torch.testing.assert_close(program(x), _indifferent(x))
 
 
+def test_a_model_that_fails_on_other_layouts_does_not_ask() -> None:
+    assert not export(lambda x: x.view(-1), torch.ones(2, 2)).contract.contiguous
+
+
 @pytest.mark.parametrize("shape", [(2, 5), (1, 5), (1, 1)], ids=str)
 def test_an_example_whose_layout_says_nothing(shape: tuple[int, ...]) -> None:
     rows, columns = Dim("rows", min=1, max=6), Dim("columns", min=1, max=6)
