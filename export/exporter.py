@@ -54,7 +54,7 @@ def load_entry_point(name: str) -> ExportSpec:
         raise _invalid(
             f"the module '{module_name}' fails when it is imported: "
             f"{type(error).__name__}: {error}",
-            "mend the module",
+            _advice(error, "mend the module"),
             error,
         ) from error
     function = getattr(module, function_name, None)
@@ -73,7 +73,7 @@ def load_entry_point(name: str) -> ExportSpec:
     except (Exception, SystemExit) as error:
         raise _invalid(
             f"the entry point '{name}' fails: {type(error).__name__}: {error}",
-            "mend the function; it is called without arguments",
+            _advice(error, "mend the function; it is called without arguments"),
             error,
         ) from error
     if not isinstance(spec, ExportSpec):
@@ -98,6 +98,21 @@ def _defined_in(value: object, module: object) -> bool:
         and not isinstance(value, type)
         and getattr(value, "__module__", None) == getattr(module, "__name__", "")
     )
+
+
+def _advice(error: BaseException, otherwise: str) -> str:
+    """Returns what to do about an error that is due to what an action sees, which is not all."""
+    if isinstance(error, FileNotFoundError):
+        return (
+            "list the file in `data` of the torch_export or of the model's py_library, and open "
+            'slipway.export.data_path("//PACKAGE:FILE")'
+        )
+    if "CUDA" in str(error):
+        return (
+            "make the model and its example on the CPU: an export sees no GPU, and a server puts "
+            "programs on the --device that it is told"
+        )
+    return otherwise
 
 
 def _invalid(reason: str, advice: str, error: BaseException | None = None) -> ExportError:

@@ -75,6 +75,14 @@ def fails():
     raise ValueError("no checkpoint")
 
 
+def opens_a_file():
+    return open("vocabulary.txt").read()
+
+
+def chooses_a_gpu():
+    return ExportSpec(model=torch.nn.ReLU().to("cuda"), args=torch.ones(2, device="cuda"))
+
+
 def draws_from_other_sources():
     return ExportSpec(
         model=torch.nn.ReLU(), args=torch.tensor([DRAWN, random.random(), numpy.random.rand()])
@@ -121,6 +129,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     (package / "unfinished.py").write_text("def export_spec(:\n")
     (package / "imports_unfinished.py").write_text("import models.unfinished\n")
     (package / "missing_import.py").write_text("import a_package_that_is_not_there\n")
+    (package / "opens_a_file.py").write_text('open("vocabulary.txt")\n')
     (package / "exits.py").write_text("import sys\n\nsys.exit(0)\n")
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.chdir(tmp_path)
@@ -165,6 +174,9 @@ def run(workspace: Path, entry_point: str, output: Path, **environment: str) -> 
         ("models.model:number", "'number'; that name is of type int", "name one of its"),
         (":export_spec", "fails when it is imported", "mend"),
         ("models.model:fails", "fails: ValueError: no checkpoint", "mend the function"),
+        ("models.model:opens_a_file", "No such file or directory: 'vocabulary.txt'", "data_path("),
+        ("models.opens_a_file:f", "No such file or directory: 'vocabulary.txt'", "data_path("),
+        ("models.model:chooses_a_gpu", "CUDA", "make the model and its example on the CPU"),
         ("models.model:takes_arguments", "missing 1 required positional", "without arguments"),
         ("models.model:returns_a_module", "an object of type Model", "return ExportSpec(model="),
         ("models.model:returns_nothing", "returns nothing", "return ExportSpec(model="),
