@@ -60,6 +60,16 @@ def test_a_program_has_answered_and_refused_cases_and_passes_them(directory: Pat
     assert all(result.absolute_error < 1e-6 for result in results)
 
 
+def test_whoever_may_read_a_new_file_may_read_a_program(directory: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    new.touch()
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".pb", ".safetensors"}
+    assert {path.name: path.stat().st_mode for path in files} == {
+        path.name: new.stat().st_mode for path in files
+    }
+
+
 def test_an_answer_that_is_not_what_it_must_be_is_named(directory: Path) -> None:
     with pytest.raises(CaseFailedError, match=r"case 0 .*output 'output' differs by up to"):
         verify(rewrite(directory, 0.5))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from slipway.program.contract import TensorInputs
 from slipway.program.contract_codec import scalar_type_from_proto
@@ -25,6 +24,7 @@ from slipway.program.errors import (
 from slipway.program.scalar_types import ScalarType
 from slipway.program.shards import checked_path, file_digest, open_shard
 from slipway.program.torch_types import from_torch
+from slipway.program.weights import save_tensors
 from slipway.proto import program_pb2 as pb
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def write_cases(directory: Path, cases: Sequence[Case]) -> pb.ProgramCases:
     if tensors:
         (directory / CASES_DIRECTORY).mkdir(exist_ok=True)
         path = directory / CASES_DIRECTORY / _FILE
-        save_file(tensors, path)
+        save_tensors(tensors, path)
         message.tensors.file = _FILE
         message.tensors.size = path.stat().st_size
         message.tensors.sha256 = file_digest(path)

@@ -27,6 +27,7 @@ __all__ = [
     "SHARD_BYTES",
     "WEIGHTS_DIRECTORY",
     "read_weights",
+    "save_tensors",
     "storage_problem",
     "write_weights",
 ]
@@ -58,7 +59,7 @@ def write_weights(
     for number, names in enumerate(_split(tensors, shard_bytes)):
         folder.mkdir(exist_ok=True)
         path = folder / f"weights-{number + 1:05d}.safetensors"
-        save_file(_separate({name: tensors[name] for name in names}), path)
+        save_tensors(_separate({name: tensors[name] for name in names}), path)
         for name in names:
             index.weights.add(
                 name=name,
@@ -68,6 +69,20 @@ def write_weights(
             )
         index.shards.add(file=path.name, size=path.stat().st_size, sha256=file_digest(path))
     return index
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes a safetensors file, which those may read who may read any new file.
+
+    Args:
+      tensors: by name; no two share memory.
+      path: of the file.
+    """
+    # The library writes a temporary file, which is its owner's alone, and renames it.
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(mode)
 
 
 def storage_problem(tensor: torch.Tensor) -> str | None:
