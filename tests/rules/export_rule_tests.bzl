@@ -90,11 +90,20 @@ def _export_action_test_impl(ctx):
     # The model is an input of the action and no part of its tool: otherwise each model would have a
     # worker of its own.
     inputs = [file.short_path for file in action.inputs.to_list()]
-    for path in ["tests/rules/model.py", "tests/rules/operators.py", "tests/rules/BUILD"]:
+    for path in ["tests/rules/model.py", "tests/rules/operators.py", "tests/rules/BUILD", "tests/rules/archive.pt2", "tests/rules/models.manifest.txt"]:
         asserts.true(env, path in inputs, path + " is no input")
     return analysistest.end(env)
 
 _export_action_test = analysistest.make(_export_action_test_impl)
+
+def _shards_test_impl(ctx):
+    env = analysistest.begin(ctx)
+    argv = _action(env, "TorchExport").argv
+    names = ["%s of //tests/rules:shards" % name for name in ["first.safetensors", "second.safetensors"]]
+    asserts.equals(env, names, _following(argv, "--weights"))
+    return analysistest.end(env)
+
+_shards_test = analysistest.make(_shards_test_impl)
 
 def _conversion_action_test_impl(ctx):
     env = analysistest.begin(ctx)
@@ -106,6 +115,9 @@ def _conversion_action_test_impl(ctx):
     asserts.equals(env, ["tests.rules.operators"], _following(argv, "--custom-ops"))
     asserts.true(env, "--label=//tests/rules:_converted" in argv, "no label: %s" % argv)
     asserts.equals(env, ["tests/rules/archive.pt2"], [argument for argument in argv if argument.endswith(".pt2")])
+    inputs = [file.short_path for file in action.inputs.to_list()]
+    for path in ["tests/rules/archive.pt2", "tests/rules/operators.py", "tests/rules/models.manifest.txt"]:
+        asserts.true(env, path in inputs, path + " is no input")
     return analysistest.end(env)
 
 _conversion_action_test = analysistest.make(_conversion_action_test_impl)
@@ -122,10 +134,13 @@ def _group_actions_test_impl(ctx):
 
         # An edit of the model that leaves the program as it is runs none of them again.
         asserts.false(env, "tests/rules/model.py" in [file.short_path for file in action.inputs.to_list()])
-    asserts.true(env, "--fact=label=//tests/rules:" + name in _action(env, "TorchReport").argv)
-    checkpoints = ["--fact=checkpoint=" + ctx.attr.checkpoint] if ctx.attr.checkpoint else []
-    found = [argument for argument in _action(env, "TorchReport").argv if "checkpoint=" in argument]
-    asserts.equals(env, checkpoints, found)
+    facts = ["--fact=" + fact for fact in ["label=//tests/rules:" + name] + ctx.attr.facts]
+    libraries = ["--custom-ops=" + module for module in ctx.attr.modules]
+    asserts.equals(env, facts + libraries, [
+        argument
+        for argument in _action(env, "TorchReport").argv
+        if argument.startswith("--fact=") or argument.startswith("--custom-ops=")
+    ])
 
     # The program itself does not wait for them.
     outputs = [file.basename for file in _action(env, ctx.attr.mnemonic).outputs.to_list()]
@@ -135,8 +150,9 @@ def _group_actions_test_impl(ctx):
 _group_actions_test = analysistest.make(
     _group_actions_test_impl,
     attrs = {
-        "checkpoint": attr.string(),
+        "facts": attr.string_list(),
         "mnemonic": attr.string(mandatory = True),
+        "modules": attr.string_list(),
     },
 )
 
@@ -317,7 +333,10 @@ def export_rule_test_suite(*, name):
             ":operators",
             ":other_operators",
         ],
-        data = ["BUILD"],
+        data = [
+            "BUILD",
+            ":settings",
+        ],
         entry_point = "tests.rules.model:export_spec",
         model = ":model",
         tags = ["manual"],
@@ -335,6 +354,13 @@ def export_rule_test_suite(*, name):
         tags = ["manual"],
         weights = "checkpoint.safetensors",
     )
+    torch_export(
+        name = "_sharded",
+        entry_point = "tests.rules.model:export_spec",
+        model = ":model",
+        tags = ["manual"],
+        weights = ":shards",
+    )
     torch_program_from_pt2(
         name = "_converted",
         src = "archive.pt2",
@@ -343,13 +369,14 @@ def export_rule_test_suite(*, name):
         tags = ["manual"],
     )
     tests = []
-    for target, modules, mnemonic, checkpoint in [
-        ("_plain", [], "TorchExport", ""),
-        ("_custom", ["tests.rules.operators", "tests.rules.other_operators"], "TorchExport", ""),
-        ("_converted", ["tests.rules.operators"], "TorchProgramFromPt2", ""),
+    exported = ["rule=torch_export", "entry_point=tests.rules.model:export_spec"]
+    for target, modules, mnemonic, facts in [
+        ("_plain", [], "TorchExport", exported),
+        ("_custom", ["tests.rules.operators", "tests.rules.other_operators"], "TorchExport", exported),
+        ("_converted", ["tests.rules.operators"], "TorchProgramFromPt2", ["rule=torch_program_from_pt2", "archive=tests/rules/archive.pt2"]),
 
         # By the label that the BUILD file has, not by that of the rule which makes the file.
-        ("_weighed,once", [], "TorchExport", "//tests/rules:checkpoint.safetensors"),
+        ("_weighed,once", [], "TorchExport", exported + ["checkpoint=//tests/rules:checkpoint.safetensors"]),
     ]:
         _providers_test(
             name = "%s%s_providers" % (name, target),
@@ -358,14 +385,19 @@ def export_rule_test_suite(*, name):
         )
         _group_actions_test(
             name = "%s%s_group_actions" % (name, target),
-            checkpoint = checkpoint,
+            facts = facts,
             mnemonic = mnemonic,
+            modules = modules,
             target_under_test = ":" + target,
         )
         tests += ["%s%s_%s" % (name, target, what) for what in ["providers", "group_actions"]]
     _export_action_test(
         name = name + "_export_action",
         target_under_test = ":_custom",
+    )
+    _shards_test(
+        name = name + "_shards",
+        target_under_test = ":_sharded",
     )
     _conversion_action_test(
         name = name + "_conversion_action",
@@ -392,7 +424,7 @@ def export_rule_test_suite(*, name):
         name = name + "_compile_action",
         target_under_test = ":_compiled",
     )
-    tests += [name + "_export_action", name + "_conversion_action", name + "_compile_action"]
+    tests += [name + suffix for suffix in ["_export_action", "_shards", "_conversion_action", "_compile_action"]]
     native.test_suite(
         name = name,
         tests = tests + _refusals(name),

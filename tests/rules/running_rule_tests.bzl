@@ -10,11 +10,11 @@ def _repository_test_impl(ctx):
     env = analysistest.begin(ctx)
     target = analysistest.target_under_test(env)
     info = target[TorchModelRepositoryInfo]
-    places = ["tests/rules/_repository/scaler/1", "tests/rules/_repository/scaler/2"]
+    places = ["tests/rules/_repository/scaler/2", "tests/rules/_repository/scaler/1"]
     asserts.equals(env, places, [file.short_path for file in info.programs.to_list()])
     asserts.equals(env, info.programs.to_list(), target[DefaultInfo].files.to_list())
     asserts.equals(env, info.programs.to_list(), target[DefaultInfo].default_runfiles.files.to_list())
-    asserts.equals(env, "slipway/tests/rules/_repository/scaler/1", info.rlocation_path)
+    asserts.equals(env, "slipway/tests/rules/_repository/scaler/2", info.rlocation_path)
     asserts.equals(
         env,
         ["tests.rules.operators", "tests.rules.other_operators"],
@@ -27,6 +27,8 @@ def _repository_test_impl(ctx):
     manifest = actions["TorchManifest"]
     asserts.equals(env, [info.manifest], manifest.outputs.to_list())
     asserts.equals(env, "0", manifest.env["PYTHONHASHSEED"])
+
+    # In the order of their places, so that the order in a BUILD file changes no manifest.
     entries = [argument.split("\t")[:2] for argument in manifest.argv if "\t" in argument]
     asserts.equals(env, [["scaler/1", "//tests/rules:_with_operators"], ["scaler/2", "//tests/rules:_with_both"]], entries)
     return analysistest.end(env)
@@ -102,10 +104,7 @@ def running_rule_test_suite(*, name):
     }
     torch_model_repository(
         name = "_repository",
-        programs = {
-            ":_with_operators": "scaler/1",
-            ":_with_both": "scaler/2",
-        },
+        programs = programs,
         tags = ["manual"],
     )
     _repository_test(
@@ -119,6 +118,7 @@ def running_rule_test_suite(*, name):
         flags = ["--port=0"],
         programs = programs,
         tags = ["manual"],
+        deps = [":model"],
     )
 
     # What it has is chosen by the platform or a flag. Where there is no configuration, compiled code
@@ -190,7 +190,7 @@ def running_rule_test_suite(*, name):
     for target, paths in {
         "_chosen_server": ["tests/rules/_chosen_server.repository/scaler/2", "tests/rules/BUILD", "tests/rules/server.toml"],
         "_program_test": ["tests/rules/_with_both.program", "tests/rules/operators.py", "tests/rules/_program_test_main.py"],
-        "_server": ["tests/rules/_server.repository/scaler/2", "tests/rules/operators.py", "tests/rules/_server_main.py", "serving/server.py"],
+        "_server": ["tests/rules/_server.repository/scaler/2", "tests/rules/operators.py", "tests/rules/_server_main.py", "tests/rules/model.py", "serving/server.py"],
     }.items():
         _runfiles_test(
             name = "%s%s_runfiles" % (name, target),

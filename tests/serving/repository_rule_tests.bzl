@@ -9,6 +9,8 @@ _CASES = {
         "are both placed at \"m/1\": give one of them another version",
     ),
     "empty": ({}, "programs is empty"),
+    "long_name": ({"//examples/mlp": "m" * 129 + "/1"}, "at most 128 of them"),
+    "long_version": ({"//examples/mlp": "mlp/" + "1" * 19}, "the version must be an integer from 1"),
     "name": ({"//examples/mlp": "my model/1"}, "the model's name must be letters"),
     "no_version": ({"//examples/mlp": "mlp"}, "expected MODEL/VERSION, such as \"mlp/1\""),
     "traversal": ({"//examples/mlp": "../1"}, "the model's name must be letters"),
