@@ -70,12 +70,25 @@ def graph(
     )
 
 
+NORMALISATIONS = [
+    "aten::_batch_norm_impl_index.default",
+    "aten::batch_norm.default",
+    "aten::cudnn_batch_norm.default",
+    "aten::instance_norm.default",
+    "aten::miopen_batch_norm.default",
+    "aten::native_batch_norm.default",
+]
 OPERATORS = [
+    *NORMALISATIONS,
+    "aten::_foreach_add_.Scalar",
+    "aten::_unsafe_view.default",
     "aten::add.Tensor",
     "aten::add_.Tensor",
-    "aten::batch_norm.default",
     "aten::batch_norm_update_stats.default",
     "aten::clone.default",
+    "aten::detach_.default",
+    "aten::lift.default",
+    "aten::softmax.int",
     "control::associative_scan",
     "control::cond",
     "control::map_impl",
@@ -239,21 +252,61 @@ def test_a_call_that_leaves_out_the_statistics_is_no_other_error() -> None:
     assert not program(graph(INPUTS, calls)).state
 
 
-def test_named_statistics_are_state_too() -> None:
-    method = graph(INPUTS, [("aten::batch_norm.default", []), ("aten::clone.default", [value(1)])])
-    for name, argument in {
-        "input": value(1),
-        "weight": NONE,
-        "bias": NONE,
-        "running_mean": WEIGHT,
-        "running_var": WEIGHT,
-        "training": TRUE,
-        "momentum": pb.Argument(floating=0.5),
-        "eps": pb.Argument(floating=1e-5),
-        "cudnn_enabled": TRUE,
-    }.items():
-        method.nodes[0].keyword_arguments.add(name=name, value=argument)
-    assert set(program(method).state) == {"weight"}
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("operator", NORMALISATIONS)
+def test_statistics_are_state_where_they_are_written(operator: str, training: bool) -> None:
+    method = graph(INPUTS, [(operator, []), ("aten::clone.default", [value(1)])])
+    flag = pb.Argument(boolean=training)
+    name, overload = operator.removeprefix("aten::").split(".")
+    for parameter in getattr(getattr(torch.ops.aten, name), overload)._schema.arguments:
+        argument = {
+            "input": value(1),
+            "weight": value(1),
+            "bias": value(1),
+            "running_mean": WEIGHT,
+            "running_var": WEIGHT,
+            "training": flag,
+            "use_input_stats": flag,
+            "cudnn_enabled": TRUE,
+        }.get(parameter.name, pb.Argument(floating=0.5))
+        method.nodes[0].keyword_arguments.add(name=parameter.name, value=argument)
+    assert set(program(method).state) == ({"weight"} if training else set())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("aten::_unsafe_view.default", [WEIGHT, several(pb.Argument(integer=2))]),
+        ("aten::lift.default", [WEIGHT]),
+    ],
+)
+def test_a_view_that_no_schema_tells_of_is_one(call: Call) -> None:
+    calls: list[Call] = [call, ("aten::add_.Tensor", [value(2), value(1)])]
+    assert set(program(graph(INPUTS, calls)).state) == {"weight"}
+
+
+def test_what_computes_gives_no_view() -> None:
+    calls: list[Call] = [
+        ("aten::softmax.int", [WEIGHT, pb.Argument(integer=0)]),
+        ("aten::add_.Tensor", [value(2), value(1)]),
+    ]
+    assert not program(graph(INPUTS, calls)).state
+
+
+def test_every_tensor_of_a_list_is_written_into() -> None:
+    calls: list[Call] = [
+        ("aten::_foreach_add_.Scalar", [several(value(1), WEIGHT), pb.Argument(integer=1)]),
+        ("aten::clone.default", [value(1)]),
+    ]
+    assert set(program(graph(INPUTS, calls)).state) == {"weight"}
+
+
+def test_what_autograd_knows_is_no_state() -> None:
+    calls: list[Call] = [
+        ("aten::detach_.default", [WEIGHT]),
+        ("aten::clone.default", [value(1)]),
+    ]
+    assert not program(graph(INPUTS, calls)).state
 
 
 @pytest.mark.parametrize("operator", ["aten::set_data.default", "aten::set_.source_Tensor"])
