@@ -183,3 +183,52 @@ def test_a_batch_normalisation_of_extreme_statistics(value: float) -> None:
     assert norm.running_var is not None
     norm.running_var.fill_(value)
     check(model, torch.randn(2, 3, 4, 4), 1)
+
+
+class Normalised(nn.Module):
+    """A convolution, and a batch normalisation that cannot be left to it, or not alone."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.kind = kind
+        self.convolution = nn.Conv2d(3, 4, 1)
+        self.mean, self.variance = nn.Buffer(torch.randn(4)), nn.Buffer(torch.rand(4) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.convolution(x)
+        mean = self.mean + x.mean() if self.kind == "by what is computed" else self.mean
+        if self.kind == "by the batch":
+            return functional.batch_norm(y, None, None, training=True)
+        result = functional.batch_norm(y, mean, self.variance, eps=0.25)
+        return result + y if self.kind == "used twice" else result
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_left"),
+    [("by what is computed", 1), ("by the batch", 1), ("used twice", 1), ("alone", 0)],
+)
+def test_which_batch_normalisations_are_taken_over(kind: str, is_left: int) -> None:
+    model, x = Normalised(kind), torch.randn(2, 3, 5, 4)
+    check(model, x, 1)
+    prepared, _ = prepare_convolutions(*graph_of(model, x))
+    found = [node for node in prepared.nodes if node.target is torch.ops.aten.batch_norm.default]
+    assert len(found) == is_left
+
+
+def test_a_bias_that_is_computed_and_a_constant_input_are_left_alone() -> None:
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3, 1, 1))
+            self.constant = nn.Buffer(torch.randn(1, 3, 2, 2))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            bias = x.mean() + torch.arange(4.0)
+            return (
+                functional.conv2d(x, self.weight, bias),
+                functional.conv2d(self.constant, self.weight),
+            )
+
+    graph, weights = graph_of(Computed(), torch.randn(2, 3, 5, 4))
+    assert prepare_convolutions(graph, weights)[0] is graph
