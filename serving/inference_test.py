@@ -60,6 +60,16 @@ def test_a_call_whose_client_goes_leaves_the_queue(
     assert scheduler.queued == (0, 0)
 
 
+def test_a_call_whose_client_has_gone_already_is_not_queued(
+    bench: Bench, frontend: InferenceFrontend
+) -> None:
+    call = Call()
+    call.cancelled = True
+    frontend.on_request(cast(WireCall, call), affine())
+    assert bench.model("affine").scheduler.queued == (0, 0)
+    assert bench.memory.used == 0
+
+
 def test_a_request_ends_with_its_call_or_its_timeout(frontend: InferenceFrontend) -> None:
     with pytest.raises(DeadlineError):
         frontend.take(affine(), Answer(), time.monotonic() - 1)
