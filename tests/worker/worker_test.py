@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -214,31 +215,35 @@ def test_processes_end_with_the_request_that_started_them(worker: Worker, tmp_pa
     wait_until(lambda: not is_running(process))
 
 
+@contextlib.contextmanager
+def at_work(tmp_path: Path) -> Iterator[tuple[Worker, int]]:
+    """Yields a worker with an export under way that takes an hour, and the process of that."""
+    started = tmp_path / "started"
+    busy = Worker(STARTED=str(started))
+    with busy.process as process:
+        try:
+            busy.send("takes_long", tmp_path / "program")
+            wait_until(lambda: started.exists() and started.read_text())
+            yield busy, int(started.read_text())
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_export_under_way_ends_with_its_worker(tmp_path: Path, number: int) -> None:
-    """As when a build is cancelled."""
-    started = tmp_path / "started"
-    cancelled = Worker(STARTED=str(started))
-    with cancelled.process as process:
-        cancelled.send("takes_long", tmp_path / "program")
-        wait_until(lambda: started.exists() and started.read_text())
-        process.send_signal(number)
-        process.wait(timeout=30)
-        wait_until(lambda: not is_running(int(started.read_text())))
+    """As when a build is cancelled whose workers have no sandbox."""
+    with at_work(tmp_path) as (busy, export):
+        busy.process.send_signal(number)
+        busy.process.wait(timeout=30)
+        wait_until(lambda: not is_running(export))
 
 
 def test_a_cancelled_export_ends_and_the_worker_serves_on(tmp_path: Path) -> None:
-    started = tmp_path / "started"
-    running = Worker(STARTED=str(started))
-    with running.process as process:
-        running.send("takes_long", tmp_path / "program")
-        wait_until(lambda: started.exists() and started.read_text())
-        running.cancel()
-        assert running.answer()["wasCancelled"]
-        assert not is_running(int(started.read_text()))
-        assert running.ask("small", tmp_path / "after")["exitCode"] == 0
-        assert process.poll() is None
-        process.terminate()
+    with at_work(tmp_path) as (busy, export):
+        busy.cancel()
+        assert busy.answer()["wasCancelled"]
+        assert not is_running(export)
+        assert busy.ask("small", tmp_path / "after")["exitCode"] == 0
 
 
 def test_a_request_that_is_cancelled_after_its_answer_has_one_answer(
@@ -251,12 +256,8 @@ def test_a_request_that_is_cancelled_after_its_answer_has_one_answer(
 
 def test_the_export_under_way_ends_when_there_is_nobody_to_answer(tmp_path: Path) -> None:
     """As when Bazel itself is killed."""
-    started = tmp_path / "started"
-    orphan = Worker(STARTED=str(started))
-    with orphan.process as process:
-        orphan.send("takes_long", tmp_path / "program")
-        wait_until(lambda: started.exists() and started.read_text())
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(timeout=30) == 0
-        wait_until(lambda: not is_running(int(started.read_text())))
+    with at_work(tmp_path) as (busy, export):
+        assert busy.process.stdin is not None
+        busy.process.stdin.close()
+        assert busy.process.wait(timeout=30) == 0
+        wait_until(lambda: not is_running(export))
