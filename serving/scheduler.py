@@ -363,7 +363,7 @@ class Scheduler:
             return self._executor.execute(batch, is_quick=is_quick)
         except ResourceExhaustedError as error:
             rows = sum(pending.rows for pending in batch)
-            self._max_rows = min(self._max_rows, rows // 2)
+            self._max_rows = max(1, min(self._max_rows, rows // 2))  # requests may have no rows
             self._full = 0
             _LOGGER.warning(
                 "%s: batches are limited to %d rows for a while: %s",
