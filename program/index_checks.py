@@ -279,7 +279,9 @@ def _checks(node: fx.Node, varying: set[fx.Node], offsets_only: bool) -> list[fx
     given = _given(node)
     if node.target in _INDEXING:
         x, indices = given[:2]
-        if not isinstance(indices, list | tuple) or varying.isdisjoint(indices):
+        if not isinstance(indices, list | tuple) or not any(
+            _is_in(item, varying) for item in indices
+        ):
             return []
         bounded_list = _insert(node, bounded_indices, x, indices)
         _replace(node, 1, bounded_list)
@@ -287,11 +289,17 @@ def _checks(node: fx.Node, varying: set[fx.Node], offsets_only: bool) -> list[fx
     found = []
     for place, function, arguments in _bounds(node.target, given):
         index = given[place]
-        if index in varying and (not offsets_only or function in (bounded_bags, bounded_segments)):
+        is_wanted = not offsets_only or function in (bounded_bags, bounded_segments)
+        if is_wanted and _is_in(index, varying):
             replaced = _insert(node, function, *arguments)
             _replace(node, place, replaced)
             found.append(_insert(node, is_out_of_range, index, replaced))
     return found
+
+
+def _is_in(given: object, nodes: set[fx.Node]) -> bool:
+    # Others may have no hash, such as slices, which only a crafted program gives.
+    return isinstance(given, fx.Node) and given in nodes
 
 
 def _given(node: fx.Node) -> list[Any]:

@@ -219,6 +219,41 @@ def test_bags_lie_within_the_indices(mode: int, has_last_offset: bool) -> None:
             second([torch.tensor([1, 2, 9, 0]), torch.tensor([0, 2, 4])])
 
 
+def test_there_may_be_no_bags() -> None:
+    def look_up(t: torch.Tensor, i: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return _aten.embedding_bag.default(t, i, offsets)[0]  # type: ignore[no-any-return]
+
+    none = torch.zeros(0, dtype=torch.int64)
+    checked = check_indices(traced(look_up, none, none + 0), {0}, offsets_only=True)
+    for run in runners(checked):
+        actual, is_wrong = run([none, none])
+        assert actual.shape == (0, 3)  # type: ignore[attr-defined]
+        assert not is_wrong
+
+
+@pytest.mark.parametrize(
+    ("target", "rest"),
+    [
+        (_aten.embedding_bag.default, (slice(1), slice(2))),
+        (_aten.embedding_bag.default, ()),
+        (_aten.index.Tensor, ([slice(1)],)),
+        (_aten.index.Tensor, (None,)),
+        (_aten.one_hot.default, (slice(3),)),
+    ],
+)
+def test_calls_that_nobody_makes_are_left_to_fail(
+    target: Callable[..., object], rest: tuple[object, ...]
+) -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output((graph.call_function(target, (x, *rest)),))
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    for offsets_only in (False, True):
+        checked = check_indices(module, (), offsets_only=offsets_only)
+        with pytest.raises((RuntimeError, TypeError)):
+            checked(torch.tensor([1, 2]))
+
+
 def test_segments_lie_within_what_they_divide() -> None:
     def reduce(t: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         return torch.segment_reduce(t, "sum", offsets=offsets, axis=0)
