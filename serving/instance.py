@@ -29,6 +29,7 @@ _LOOKUP = re.compile(
     r"|Class values must be (?:non-negative|smaller than num_classes)"
     r"|Index \d+ of input takes value -?\d+ which is not in the valid range \[0, \d+\)"
     r"|Expected idx >= 0 && idx < num_embeddings but found idx to be -?\d+"
+    r"|Expected i < index_size to be true"
     r"|offsets\[0\] has to be 0|offsets\[-1\] can not be greater than input's length \d+"
     r"|Number of elements of source < number of ones in mask"
     # Where there are no elements at all:

@@ -90,6 +90,10 @@ def failure_of(action: str) -> Exception:
                 torch.nn.functional.embedding(torch.tensor([0]), torch.zeros(0, 3))
             case "bag":
                 torch.nn.functional.embedding_bag(torch.tensor([[5]]), torch.zeros(2, 3))
+            case "bag before others":
+                torch.nn.functional.embedding_bag(
+                    torch.tensor([1, 20, 3]), torch.rand(10, 4), torch.tensor([0, 1]), mode="sum"
+                )
             case "largest of a bag":
                 torch.nn.functional.embedding_bag(
                     torch.tensor([[5]]), torch.zeros(2, 3), mode="max"
@@ -136,6 +140,7 @@ def failure_of(action: str) -> Exception:
         (failure_of("take"), InvalidRequestError),
         (failure_of("embedding of nothing"), InvalidRequestError),
         (failure_of("bag"), InvalidRequestError),
+        (failure_of("bag before others"), InvalidRequestError),
         (failure_of("largest of a bag"), InvalidRequestError),
         (failure_of("first offset"), InvalidRequestError),
         (failure_of("last offset"), InvalidRequestError),
