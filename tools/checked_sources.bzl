@@ -19,7 +19,8 @@ def checked_sources():
     depth = "**/" if prefix else ""
     native.filegroup(
         name = "python_sources",
-        srcs = native.glob([depth + "*.py"], allow_empty = True) +
+        # Without what pip generates in a checkout.
+        srcs = native.glob([depth + "*.py"], exclude = ["**/*_pb2.py"], allow_empty = True) +
                ["//%s%s:python_sources" % (prefix, package) for package in beneath],
         visibility = ["//visibility:public"],
     )
