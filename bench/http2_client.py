@@ -374,6 +374,6 @@ def _reply(stream: _Stream) -> Reply:
     if status != OK:
         return Reply(stream.call.token, status, stream.headers.get(b"grpc-message", b""))
     data = stream.parts[0] if len(stream.parts) == 1 else b"".join(stream.parts)
-    if data[:5] != b"\0" + (len(data) - 5).to_bytes(4, "big"):
+    if len(data) < 5 or data[:5] != b"\0" + (len(data) - 5).to_bytes(4, "big"):
         return Reply(stream.call.token, NO_ANSWER, b"the response is not one uncompressed message")
     return Reply(stream.call.token, OK, data[5:])

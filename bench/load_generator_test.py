@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import grpc
+import hpack
 import pytest
 
 from slipway.bench.http2_client import (
@@ -197,6 +198,17 @@ def test_a_call_that_the_server_did_not_begin_is_repeated_once() -> None:
         assert streams_begun(server) == [1, 3]
         reset(server, 3, code=7)
         assert receive(client) == [Reply("a", NO_ANSWER, b"stream reset: REFUSED_STREAM")]
+
+
+def test_a_success_without_a_message_is_no_answer() -> None:
+    block = hpack.Encoder().encode([(":status", "200"), ("grpc-status", "0")])
+    with allowing(streams=2) as (client, server):
+        client.send("a", framed(b""))
+        # A HEADERS frame (RFC 9113, 6.2) that ends its headers and the stream.
+        server.sendall(struct.pack(">IBI", len(block) << 8 | 1, 0x4 | 0x1, 1) + block)
+        (reply,) = receive(client)
+    assert reply.status == NO_ANSWER
+    assert b"not one uncompressed message" in reply.message
 
 
 def test_a_call_whose_deadline_passes_before_it_is_sent_is_not_sent() -> None:
