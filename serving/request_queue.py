@@ -173,7 +173,11 @@ class RequestQueue:
         if first.request.plan.group is None:
             return [first]
         others = list(itertools.islice(group, 1, _LOOK_AHEAD))
-        if any(pending.row_size != first.row_size for pending in others):
+        equal = [pending for pending in others if pending.row_size == first.row_size]
+        rows = first.rows + sum(pending.rows for pending in equal)
+        if rows >= max_rows or len(equal) == len(others):
+            others = equal
+        else:
             others = _worth_padding(first, others, worth)
         batch = [first]
         rows = first.rows
