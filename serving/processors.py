@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import threading
@@ -13,12 +12,11 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["Processors", "give_way", "keep_freed_memory"]
+from slipway.serving.thread_priority import give_way
+
+__all__ = ["Processors", "keep_freed_memory"]
 
 Result = TypeVar("Result")
-
-_NICE = 5
-"""How much lower than others, as setpriority(2) counts: with a third of the weight."""
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -83,18 +81,6 @@ class Processors:
                 self._running -= 1
                 if not self._running:
                     self._alone += 1
-
-
-def give_way() -> None:
-    """Lets other threads of this process go before this one, which computes.
-
-    The one that receives requests has to keep up, above all when there are more of them than can
-    be run: those that come too late have cost as much as those that come in time.
-    """
-    # To Linux each thread is a process of its own here, and its helpers inherit what it has.
-    usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), usual + _NICE)
 
 
 def _start_team(count: int) -> None:

@@ -28,9 +28,9 @@ from slipway.serving.errors import (
     UnavailableError,
 )
 from slipway.serving.memory_budget import MemoryBudget
-from slipway.serving.processors import give_way
 from slipway.serving.request_queue import PendingRequest, RequestQueue
 from slipway.serving.statistics import StageTimes
+from slipway.serving.thread_priority import give_way
 
 __all__ = ["ClosedError", "Scheduler", "SchedulingOptions"]
 

@@ -34,6 +34,7 @@ from slipway.serving.arrivals import Arrivals
 from slipway.serving.authorization import Authorizer
 from slipway.serving.errors import InternalError, ServingError
 from slipway.serving.memory_budget import MemoryBudget
+from slipway.serving.thread_priority import run_at_once
 from slipway.serving.wire_call import OnRequest, WireCall
 
 __all__ = ["InferenceTransport"]
@@ -200,6 +201,7 @@ class InferenceTransport:
         return bool(self._state.rpc_states)
 
     def _serve(self) -> None:
+        run_at_once()
         wake: float | None = _NOW
         while not self._is_over:
             with self._turn:

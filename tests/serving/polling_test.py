@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import platform
+import re
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +18,8 @@ from tritonclient.grpc import InferenceServerClient
 from slipway.tests.serving.server_process import server_command, server_environment
 
 CALLS = 500
+SHORTEST_SLICE = 100_000
+"""Nanoseconds; Linux allows no less."""
 
 
 @pytest.fixture(params=["server", "bundle"])
@@ -40,6 +47,29 @@ def test_messages_wake_no_thread_of_grpc(server: tuple[int, str]) -> None:
         assert all(client.is_server_live() for _ in range(CALLS))
         # Its timers go on.
         assert wakings(process) - before < CALLS / 2
+
+
+@pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < (6, 12),
+    reason="Linux keeps no slice of a thread's own before 6.12",
+)
+def test_only_the_thread_that_receives_wants_short_slices(server: tuple[int, str]) -> None:
+    process, address = server
+    with InferenceServerClient(address) as client:
+        assert client.is_server_live()
+    slices = [own_slice(int(task.name)) for task in Path(f"/proc/{process}/task").iterdir()]
+    usual = own_slice(process)
+    assert sorted(size for size in slices if size != usual) == [SHORTEST_SLICE]
+
+
+def own_slice(thread: int) -> int:
+    """Returns for how many nanoseconds a thread keeps its processor, if others want it too."""
+    library = ctypes.CDLL(None, use_errno=True)
+    attributes = ctypes.create_string_buffer(48)
+    number = {"x86_64": 315, "aarch64": 275}[platform.machine()]
+    assert library.syscall(number, thread, attributes, 48, 0) == 0, os.strerror(ctypes.get_errno())
+    # struct sched_attr of sched_getattr(2): the runtime lies behind six other fields.
+    return struct.unpack_from("=Q", attributes, 24)[0]
 
 
 def wakings(process: int) -> int:
