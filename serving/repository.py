@@ -254,6 +254,8 @@ class Repository(ServedModels):
                 self._models[model.name].pop(version, None)
             for model in models:
                 self._models.setdefault(model.name, {})[version] = model
+            if not self._models.get(name):
+                self._models.pop(name, None)  # its methods all have names of their own
             self._loads[name, True] += 1
             record.state, record.models, record.reason = State.READY, models, ""
             record.is_failing = False

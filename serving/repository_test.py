@@ -107,6 +107,51 @@ def test_a_broken_version_stops_no_other_and_keeps_its_reason(
         repository.find("good", "11")
 
 
+def test_a_model_without_forward_is_ready_and_has_no_name_of_its_own(tmp_path: Path) -> None:
+    write_affine(tmp_path / "two" / "1", methods=("encode", "decode"))
+    with contextlib.closing(Repository(tmp_path)) as repository:
+        assert repository.names == ["two"]
+        repository.update(LOADER)
+        assert repository.is_ready()
+        assert repository.names == ["two.decode", "two.encode"]
+        for version in ("", "1"):
+            with pytest.raises(
+                NotFoundError,
+                match=r"has no method forward; clients call 'two.decode', 'two.encode'",
+            ):
+                repository.find("two", version)
+            assert repository.find("two.encode", version).version == 1
+
+
+def test_a_version_without_forward_is_no_default_of_the_model(tmp_path: Path) -> None:
+    write_affine(tmp_path / "two" / "1")
+    write_affine(tmp_path / "two" / "2", methods=("encode", "decode"))
+    with contextlib.closing(Repository(tmp_path)) as repository:
+        repository.update(LOADER)
+        assert repository.is_ready()
+        assert repository.find("two", "").version == 1
+        with pytest.raises(NotFoundError, match="'two' version 2 has no method forward"):
+            repository.find("two", "2")
+
+
+def test_a_method_is_unavailable_while_no_version_of_its_model_is_ready(tmp_path: Path) -> None:
+    write_affine(tmp_path / "two" / "1", methods=("encode", "decode"))
+    with contextlib.closing(Repository(tmp_path)) as repository:
+        for version in ("", "1"):
+            with pytest.raises(UnavailableError, match=r"'two.encode'.* it is loading"):
+                repository.find("two.encode", version)
+        program = tmp_path / "two" / "1" / "program.pb"
+        program.write_bytes(program.read_bytes()[:-1])
+        repository.update(LOADER)
+        with pytest.raises(UnavailableError, match=r"'two.encode' .* it could not be loaded"):
+            repository.find("two.encode", "")
+        write_affine(tmp_path / "two" / "2", methods=("encode", "decode"))
+        repository.update(LOADER)
+        assert repository.find("two.encode", "").version == 2
+        with pytest.raises(NotFoundError, match=r"'two.other' is not found; the models are"):
+            repository.find("two.other", "")
+
+
 def test_the_log_says_once_why_a_model_has_no_version(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from slipway.program.contract import DEFAULT_METHOD
 from slipway.serving.errors import InvalidRequestError, NotFoundError, UnavailableError, quoted
 from slipway.serving.model import Model
 from slipway.serving.routing import Route
@@ -119,7 +120,7 @@ class ServedModels:
 
         Raises:
           InvalidRequestError: `version` is no positive integer and no label, or `name` is empty.
-          NotFoundError: there is no such model or version.
+          NotFoundError: there is no such model or version, or its methods have names of their own.
           UnavailableError: it is loading, or could not be loaded.
         """
         if not name:
@@ -132,9 +133,12 @@ class ServedModels:
                 return ready[_default(ready, route, identifier)]
             if number in ready:
                 return ready[number]
-            statuses = {
-                other: item for (model, other), item in self._versions.items() if model == name
-            }
+            statuses = self._records(name)
+            if name not in self._models and not statuses:
+                # What a program's methods are called is known once it is loaded.
+                statuses = self._records(name.rpartition(".")[0])
+                if any(item.models for item in statuses.values()):
+                    statuses = {}
             if name not in self._models and not statuses:
                 known = ", ".join(repr(item) for item in sorted(self._models)[:20])
                 if len(self._models) > 20:
@@ -158,6 +162,12 @@ class ServedModels:
             )
         if any(item.state is State.LOADING for item in statuses.values()):
             raise UnavailableError(f"model {subject} is not at ready state: it is loading")
+        callable_names = {model.name for item in statuses.values() for model in item.models}
+        if callable_names:
+            raise NotFoundError(
+                f"Request for unknown model: {subject} has no method {DEFAULT_METHOD}; "
+                f"clients call {', '.join(map(repr, sorted(callable_names)))}"
+            )
         raise UnavailableError(
             f"model {subject} is not at ready state: it could not be loaded; "
             "RepositoryIndex and the server's log have the reason"
@@ -181,7 +191,9 @@ class ServedModels:
     def is_ready(self) -> bool:
         """Returns whether every model that was there at the start has a version that is ready."""
         with self._lock:
-            return all(self._models.get(name) for name in self._required)
+            # A program without `forward` serves nothing under the model's own name.
+            ready = {name for (name, _), record in self._versions.items() if record.models}
+            return self._required <= ready
 
     def index(self, loadable: Collection[str] = ()) -> list[VersionStatus]:
         """Returns the state of every version, sorted by name and version.
@@ -211,6 +223,9 @@ class ServedModels:
         for model in self.models:
             model.scheduler.close()
         self._await_drained(None)
+
+    def _records(self, name: str) -> dict[int, VersionRecord]:
+        return {version: item for (model, version), item in self._versions.items() if model == name}
 
     def _known_names(self) -> set[str]:
         with self._lock:
