@@ -40,6 +40,8 @@ def run(
         except ProgramError as error:
             # Where the runfiles are is nothing that could be looked at when the test is over.
             print(f"FAILED: {str(error).replace(location, name)}", file=sys.stderr)
+            if update and path == baseline:
+                print(f"In this workspace:\n  {update}", file=sys.stderr)
             return 2
     differences = compare(*contracts)
     print(as_text(differences, python=bool(python)), end="")

@@ -80,12 +80,18 @@ def test_a_damaged_program_fails_its_test() -> None:
     assert runfiles().EnvVars()["RUNFILES_DIR"] not in done.stderr
 
 
-def test_a_damaged_baseline_is_called_by_its_label() -> None:
+def test_a_damaged_baseline_is_called_by_its_label_and_the_command_that_makes_it_is_there() -> None:
     done = run("tests/contracts/cut_baseline_test")
     assert done.returncode == 2
-    assert done.stderr == (
+    failure, _, command = done.stderr.splitlines()
+    assert failure == (
         "FAILED: //tests/contracts:cut.contract.json: it is neither a program's directory nor a "
-        "baseline; make a baseline with `python -m slipway.program baseline PROGRAM`\n"
+        "baseline; make a baseline with `python -m slipway.program baseline PROGRAM`"
+    )
+    assert re.fullmatch(
+        r"  bazel run //program:cli -- baseline \S+/ranker\.program > "
+        r"tests/contracts/cut\.contract\.json",
+        command,
     )
 
 
