@@ -38,7 +38,7 @@ def run(program: str, flags: Sequence[str], config: str = "") -> int:
     read_while_polling()
     from slipway.serving.main import main
 
-    return main([*files, f"--repository={found[0].parents[1]}", *flags, *sys.argv[1:]])
+    return main([*files, f"--bundle={found[0].parents[1]}", *flags, *sys.argv[1:]])
 
 
 def _runfiles_folder() -> str:

@@ -50,8 +50,10 @@ def test_the_files_that_it_names_lie_beside_it_among_the_runfiles(
     runfiles: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(PROGRAM, [], CONFIG) == 0, capsys.readouterr().err
-    security = tomllib.loads(capsys.readouterr().out)["security"]
-    assert security["control_tokens"] == str(runfiles / TOKENS)
+    configuration = tomllib.loads(capsys.readouterr().out)
+    assert configuration["security"]["control_tokens"] == str(runfiles / TOKENS)
+    assert configuration["repository"]["path"] == str(runfiles / "shop/models/server.repository")
+    assert configuration["repository"]["compiled"] == "auto"
 
 
 def test_a_file_that_is_no_runfile_is_not_there(

@@ -63,13 +63,22 @@ def parse(arguments: Sequence[str] | None) -> CommandLine:
         help="say what is wrong with the configuration, print it as TOML, and exit",
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    # The repository that a torch_server carries.
+    parser.add_argument("--bundle", type=_absolute, help=argparse.SUPPRESS)
     for section, fields in sections().items():
         group = parser.add_argument_group(section)
         for setting in settings_of(fields).values():
             _add(group, section, setting)
     given = vars(parser.parse_args(arguments))
     path, check, is_worker = given.pop("config"), given.pop("check"), given.pop("worker")
+    bundle = given.pop("bundle")
     configuration, document = (Configuration(), None) if path is None else read(Path(path))
+    if bundle is not None and given["repository.path"] is None:
+        given["repository.path"] = bundle
+        said = {} if document is None else document.content.get("repository", {})
+        # Its native code is of the same build as the server. What lies elsewhere may be anybody's.
+        if given["repository.compiled"] is None and "compiled" not in said:
+            given["repository.compiled"] = "auto"
     for section, fields in sections().items():
         values = {
             name: _combined(setting, getattr(getattr(configuration, section), name), value)

@@ -183,6 +183,24 @@ instances = 3
     assert not again.check
 
 
+def test_native_code_that_came_with_a_server_runs_unless_something_else_is_said(
+    tmp_path: Path,
+) -> None:
+    def parsed(text: str, *flags: str) -> tuple[str, str]:
+        path = write(tmp_path, text)
+        line = parse([f"--config={path}", "--bundle=/bundle", *flags])
+        repository = line.configuration.repository
+        assert repository.path is not None
+        return repository.path, repository.compiled
+
+    assert parsed("") == ("/bundle", "auto")
+    assert parsed("[repository]\npath = 'other'\n") == ("/bundle", "auto")
+    assert parsed("[repository]\ncompiled = 'never'\n") == ("/bundle", "never")
+    assert parsed("", "--compiled=require") == ("/bundle", "require")
+    # Others may write there.
+    assert parsed("", "--repository=/other") == ("/other", "never")
+
+
 def test_a_server_needs_a_repository() -> None:
     with pytest.raises(ConfigurationError, match="there is no repository: give --repository"):
         parse([])

@@ -18,8 +18,8 @@ if __name__ == "__main__":
 
 def _flags(ctx):
     flags = ["--device=" + ctx.attr.device] if ctx.attr.device else []
-    if ctx.attr.compiled or not ctx.file.config:
-        flags.append("--compiled=" + (ctx.attr.compiled or "auto"))
+    if ctx.attr.compiled:
+        flags.append("--compiled=" + ctx.attr.compiled)
     return flags
 
 def _server_main_impl(ctx):
@@ -76,7 +76,8 @@ def torch_server(*, name, programs, device = None, config = None, compiled = Non
         runfiles: the files that they name must be in `data`, or have absolute paths.
       compiled: whether compiled code of the programs runs: `never`; `auto`, where it is made for
         the machine; or `require`, so that a program without is not served. Unless it is given, what
-        `config` says, or `auto`: it is native code of the same build as the server.
+        `config` says, or `auto`: it is native code of the same build as the server. With
+        `--repository` on the command line it is `never` unless it is said.
       custom_ops: py_library targets that register operators, beside those that the programs were
         exported with, which the server imports anyway.
       flags: of the server; `bazel run //serving:server -- --help` lists them.

@@ -121,8 +121,7 @@ def running_rule_test_suite(*, name):
         deps = [":model"],
     )
 
-    # What it has is chosen by the platform or a flag. Where there is no configuration, compiled code
-    # runs as if the attribute was not there.
+    # What it has is chosen by the platform or a flag.
     torch_server(
         name = "_chosen_server",
         compiled = select({"//conditions:default": "never"}),
@@ -156,7 +155,7 @@ def running_rule_test_suite(*, name):
     _main_test(
         name = name + "_server_main",
         contains = [
-            "[\"--compiled=auto\",\"--port=0\",\"--custom-ops=tests.rules.operators\",\"--custom-ops=tests.rules.other_operators\"]",
+            "[\"--port=0\",\"--custom-ops=tests.rules.operators\",\"--custom-ops=tests.rules.other_operators\"]",
             "Starts //tests/rules:_server.",
         ],
         target_under_test = ":_server.main",
@@ -172,7 +171,7 @@ def running_rule_test_suite(*, name):
     _main_test(
         name = name + "_unconfigured_server_main",
         contains = [
-            "[\"--compiled=auto\",\"--custom-ops=",
+            "[\"--custom-ops=",
             ", \"\"))",
         ],
         target_under_test = ":_unconfigured_server.main",
