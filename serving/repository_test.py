@@ -135,11 +135,12 @@ def test_a_version_without_forward_is_no_default_of_the_model(tmp_path: Path) ->
 
 
 def test_a_method_is_unavailable_while_no_version_of_its_model_is_ready(tmp_path: Path) -> None:
-    write_affine(tmp_path / "two" / "1", methods=("encode", "decode"))
+    write_affine(tmp_path / "two" / "1", methods=("encode", "decode.fast"))
     with contextlib.closing(Repository(tmp_path)) as repository:
-        for version in ("", "1"):
-            with pytest.raises(UnavailableError, match=r"'two.encode'.* it is loading"):
-                repository.find("two.encode", version)
+        for name in ("two.encode", "two.decode.fast"):
+            for version in ("", "1"):
+                with pytest.raises(UnavailableError, match=rf"'{name}'.* it is loading"):
+                    repository.find(name, version)
         program = tmp_path / "two" / "1" / "program.pb"
         program.write_bytes(program.read_bytes()[:-1])
         repository.update(LOADER)

@@ -135,10 +135,7 @@ class ServedModels:
                 return ready[number]
             statuses = self._records(name)
             if name not in self._models and not statuses:
-                # What a program's methods are called is known once it is loaded.
-                statuses = self._records(name.rpartition(".")[0])
-                if any(item.models for item in statuses.values()):
-                    statuses = {}
+                statuses = self._records_of_owner(name)
             if name not in self._models and not statuses:
                 known = ", ".join(repr(item) for item in sorted(self._models)[:20])
                 if len(self._models) > 20:
@@ -226,6 +223,14 @@ class ServedModels:
 
     def _records(self, name: str) -> dict[int, VersionRecord]:
         return {version: item for (model, version), item in self._versions.items() if model == name}
+
+    def _records_of_owner(self, name: str) -> dict[int, VersionRecord]:
+        """Returns the versions of a model that may have the method `name`, once one is ready."""
+        for model in sorted({model for model, _ in self._versions}):
+            records = self._records(model) if name.startswith(f"{model}.") else {}
+            if records and not any(item.models for item in records.values()):
+                return records
+        return {}
 
     def _known_names(self) -> set[str]:
         with self._lock:
