@@ -160,7 +160,11 @@ def _doubts(line: CommandLine, found: list[Found]) -> list[str]:
         if problem := _policy(settings, each.name).problem(each.versions):
             path = ("models", each.name) if given else ("repository", "version_policy")
             texts.append(line.problem(path, f"model '{each.name}': {problem}"))
-    for name in settings.repository.load_model:
+    files = settings.repository
+    if files.load_model and files.model_control != "explicit":
+        text = f'load_model does nothing with model_control = "{files.model_control}"'
+        texts.append(line.problem(("repository", "load_model"), text))
+    for name in files.load_model:
         if name not in versions:
             text = f"load_model names '{name}', which the repository does not have"
             texts.append(line.problem(("repository", "load_model"), text))

@@ -57,3 +57,14 @@ def test_what_is_not_served_clashes_with_nothing(tmp_path: Path) -> None:
     assert len(problems(tmp_path)) == 1
     assert not problems(tmp_path, "--version-policy=1")
     assert not problems(tmp_path, "--model-control=explicit", "--load-model=a")
+
+
+def test_it_warns_of_models_to_load_where_all_are_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_affine(tmp_path / "a" / "1")
+    assert not problems(tmp_path, "--load-model=a")
+    text = 'warning: load_model does nothing with model_control = "fixed"'
+    assert text in capsys.readouterr().err
+    assert not problems(tmp_path, "--load-model=a", "--model-control=explicit")
+    assert "load_model" not in capsys.readouterr().err

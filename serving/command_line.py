@@ -52,7 +52,10 @@ def parse(arguments: Sequence[str] | None) -> CommandLine:
       ConfigurationError: the file, or what it and the flags say together, must change.
     """
     parser = argparse.ArgumentParser(
-        prog="server", description="Serves programs over the Open Inference Protocol (gRPC)."
+        prog="server",
+        # All flags are two screens, above what is wrong with one of them.
+        usage="%(prog)s --repository=DIR [--config=FILE] [--check] [FLAG ...]; --help lists all",
+        description="Serves programs over the Open Inference Protocol (gRPC).",
     )
     parser.add_argument(
         "--config", type=_absolute, metavar="FILE", help="a TOML file (docs/configuration.md)"

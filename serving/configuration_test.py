@@ -212,6 +212,7 @@ def test_a_server_needs_a_repository() -> None:
         ("--port=65536", "argument --port: port is 65536; it must be in 0..65535"),
         ("--repository=", "argument --repository: expected a path, and got none"),
         ("--port=x", "argument --port: 'x' is no integer"),
+        ("--prot=1", "unrecognized arguments: --prot=1"),
         ("--verify=no", "argument --verify: verify is 'no'"),
         ("--keepalive-seconds=inf", "argument --keepalive-seconds: keepalive_seconds is inf"),
     ],
@@ -220,7 +221,9 @@ def test_a_flag_that_is_wrong(flag: str, expected: str, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as caught:
         parse(["--repository=r", flag])
     assert caught.value.code == 2
-    assert expected in capsys.readouterr().err
+    usage, problem = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: server --repository=DIR ")
+    assert expected in problem
 
 
 def test_no_two_keys_have_one_flag() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slipway.program.container import PROGRAM_FILE
 from slipway.program.contract import DEFAULT_METHOD
 from slipway.serving.errors import StartupError
 
@@ -110,6 +111,12 @@ def scan(directory: Path) -> list[Found]:
         raise StartupError(
             f"cannot read the model repository {directory}: {error.strerror}", exit_code=2
         ) from error
+    if (directory / PROGRAM_FILE).exists():
+        raise StartupError(
+            f"{directory} is a program and no model repository: name a directory that has it at "
+            "MODEL/VERSION below it, such as mlp/1",
+            exit_code=2,
+        )
     return [_found(entry) for entry in sorted(entries, key=lambda entry: entry.name)]
 
 
@@ -163,6 +170,8 @@ def _found(entry: os.DirEntry[str]) -> Found:
         if _VERSION.fullmatch(name) is None:
             _LOGGER.debug("%s/%s is passed over: it is no version", entry.name, name)
     reason = f"it has no version: expected {entry.name}/1/program.pb, or a higher integer"
+    if Path(entry.path, PROGRAM_FILE).exists():
+        reason += "; it is a program itself: if it is a version, the repository is one level up"
     return Found(entry.name, tuple(versions), "" if versions else reason)
 
 

@@ -75,6 +75,17 @@ def test_what_lies_in_a_directory(tmp_path: Path) -> None:
     assert "letters, digits" in found["bad name"].problem
 
 
+def test_a_directory_too_deep_is_told_from_an_empty_one(tmp_path: Path) -> None:
+    version = tmp_path / "model" / "3"
+    (version / "weights").mkdir(parents=True)
+    (version / "program.pb").touch()
+    (found,) = scan(version.parent)
+    assert found.problem.endswith("if it is a version, the repository is one level up")
+    with pytest.raises(StartupError, match="is a program and no model repository") as caught:
+        scan(version)
+    assert caught.value.exit_code == 2
+
+
 def test_a_name_that_is_no_text_is_told_as_text(tmp_path: Path) -> None:
     os.mkdir(os.fsencode(tmp_path) + b"/mod\xe8le")
     (model,) = scan(tmp_path)
