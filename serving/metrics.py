@@ -38,6 +38,9 @@ __all__ = ["Metrics", "Sources"]
 
 _MODEL = ("model", "version")
 
+# For Prometheus a series that begins with 1 has not increased: an alert would miss the first.
+_ALERTED_CODES = dict.fromkeys(("DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED"), 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
@@ -137,8 +140,10 @@ class _ServerCollector(Collector):
         loads = CounterMetricFamily(
             "slipway_model_loads", "Loads of versions.", labels=["model", "outcome"]
         )
-        for (name, is_success), count in sorted(self._sources.repository.loads().items()):
-            loads.add_metric([name, "success" if is_success else "failure"], count)
+        counts = self._sources.repository.loads()
+        for name in sorted({name for name, _ in counts}):
+            for outcome, is_success in (("failure", False), ("success", True)):
+                loads.add_metric([name, outcome], counts.get((name, is_success), 0))
         yield loads
         states = GaugeMetricFamily(
             "slipway_model_version_state",
@@ -228,7 +233,7 @@ class _ModelCollector(Collector):
         counts = {labels: (item.codes, item.refusals) for labels, item in snapshots.items()}
         counts["", ""] = (elsewhere.codes, elsewhere.kinds)
         for labels, (codes, kinds) in counts.items():
-            for code, count in sorted(codes.items()):
+            for code, count in sorted({**_ALERTED_CODES, **codes}.items()):
                 requests.add_metric([*labels, code], count)
             for kind, count in sorted(kinds.items()):
                 refusals.add_metric([*labels, kind], count)

@@ -167,6 +167,21 @@ def test_probes_and_strange_requests(server: WatchedServer) -> None:
         connection.close()
 
 
+def test_what_alerts_count_is_0_before_it_happens(tmp_path: Path) -> None:
+    write_affine(tmp_path / "repository" / "affine" / "1")
+    with WatchedServer(tmp_path / "repository", tmp_path / "log") as server:
+        samples = Scrape(server).samples
+        zeros = [
+            ("slipway_model_loads_total", {"model": "affine", "outcome": "failure"}),
+            *(
+                ("slipway_requests_total", {**AFFINE, "code": code})
+                for code in ("OK", "INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
+            ),
+        ]
+        for name, labels in zeros:
+            assert [item.value for item in samples if item[:2] == (name, labels)] == [0.0]
+
+
 def test_a_model_that_cannot_be_served_makes_it_not_ready(tmp_path: Path) -> None:
     write_affine(tmp_path / "repository" / "affine" / "1")
     (tmp_path / "repository" / "broken" / "1").mkdir(parents=True)
