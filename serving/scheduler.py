@@ -179,9 +179,9 @@ class Scheduler:
                 queue.count and queue.size + size > options.max_queue_bytes
             ):
                 raise OverloadedError(
-                    f"{self._executor.subject} has {queue.count} requests of {queue.size} bytes "
-                    f"waiting, and at most {options.max_queue_requests} of "
-                    f"{options.max_queue_bytes} may: try again later",
+                    f"{self._executor.subject} has {queue.count} requests waiting, {queue.size} "
+                    f"bytes in all; max_queue_requests is {options.max_queue_requests}, and "
+                    f"max_queue_bytes {options.max_queue_bytes}: try again later",
                     retry_after=self._seconds_until_run(queue.rows),
                 )
             if pending.expires < math.inf:

@@ -44,7 +44,7 @@ def test_a_queue_is_bounded_in_requests(make_bench: MakeBench) -> None:
     busy = bench.occupy()
     answers = [bench.submit(affine()) for _ in range(2)]
     with pytest.raises(
-        OverloadedError, match=r"has 2 requests of .* waiting, and at most 2 "
+        OverloadedError, match=r"has 2 requests waiting, .*; max_queue_requests is 2, "
     ) as caught:
         bench.submit(affine())
     assert caught.value.retry_after > 0
