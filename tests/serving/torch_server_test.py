@@ -15,11 +15,14 @@ def runfiles() -> Runfiles:
     return created
 
 
-def test_a_bundle_serves_its_programs_and_the_command_line_wins(runfiles: Runfiles) -> None:
+@pytest.mark.parametrize("flags", [(), ("--processes=2",)])
+def test_a_bundle_serves_its_programs_and_the_command_line_wins(
+    runfiles: Runfiles, flags: tuple[str, ...]
+) -> None:
     bundle = runfiles.Rlocation("slipway/tests/serving/bundle")
     assert bundle is not None
     process = subprocess.Popen(
-        [bundle, "--port=0"], env=runfiles.EnvVars(), stdout=subprocess.PIPE, text=True
+        [bundle, "--port=0", *flags], env=runfiles.EnvVars(), stdout=subprocess.PIPE, text=True
     )
     with process:
         assert process.stdout is not None
