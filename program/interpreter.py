@@ -277,6 +277,8 @@ class _Builder:
         inputs = [self._value(item) for item in node.args]
         if any(value.type().kind() != "IntType" for value in inputs):
             raise NotInterpretableError(f"{name} is not of integers alone")
+        if node.target is operator.mod:
+            return self._scripted(_remainder, *inputs)
         result = _Types.IntType.get() if kind is int else _Types.BoolType.get()
         return self._emit(name, inputs, [result])[0]
 
@@ -323,8 +325,13 @@ class _Builder:
         return self._graph.insertConstant(given)
 
 
+def _remainder(number: int, divisor: int) -> int:
+    """Returns what torch's own remainder does, which ends the process where the divisor is 0."""
+    return number - number // divisor * divisor
+
+
 @functools.cache
-def _script(function: Callable[..., torch.Tensor]) -> Any:
+def _script(function: Callable[..., Any]) -> Any:
     return torch.jit.script(function)
 
 

@@ -180,6 +180,18 @@ def test_an_operator_that_fails_says_why() -> None:
     assert interpreted.run([torch.tensor([2])])[0].tolist() == [[0, 0, 1]]
 
 
+@pytest.mark.parametrize("target", [operator.floordiv, operator.mod])
+def test_a_division_by_0_fails_and_does_not_end_the_process(target: Any) -> None:
+    graph = fx.Graph()
+    size = graph.call_function(aten.sym_size.int, (graph.placeholder("x"), 0))
+    divided = [graph.call_function(target, (number, size)) for number in (-7, 7)]
+    graph.output(tuple(divided))
+    interpreted = InterpretedGraph(graph, {})
+    assert interpreted.run([torch.ones(4)]) == [target(-7, 4), target(7, 4)]
+    with pytest.raises(EngineFailure, match="division by 0"):
+        interpreted.run([torch.ones(0)])
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_programs_on_any_device_are_tried_with_their_cases_there(device: str) -> None:
     pair, leaf = TensorSpec(ScalarType.FLOAT32, (Constant(2),)), Tree(Kind.LEAF)
