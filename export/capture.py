@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.dynamic_shapes import Dim
 from torch.fx.experimental import _config as shape_config
+from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from slipway.export.dimensions import (
@@ -57,12 +58,14 @@ class Capture:
       guards: in the order in which tracing met them.
       shape_env: the shape environment; None where no dimension is dynamic.
       layout_source: a line of the model that asks how a tensor lies in memory, if there is one.
+      divisor_lines: for each size that something is divided by, as text, the line that does it.
     """
 
     exported: ExportedProgram
     guards: tuple[Guard, ...]
     shape_env: ShapeEnv | None
     layout_source: SourceLine | None
+    divisor_lines: Mapping[str, SourceLine | None]
 
 
 def capture(
@@ -83,6 +86,7 @@ def capture(
         for name, _ in tensors
     )
     lines: dict[str, SourceLine | None] = {}
+    divisor_lines: dict[str, SourceLine | None] = {}
     layout_reads: list[SourceLine] = []
     try:
         with (
@@ -90,6 +94,7 @@ def capture(
             shape_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             quiet_torch(),
             _record_guard_lines(lines),
+            _record_divisor_lines(divisor_lines),
             record_layout_reads(layout_reads),
             leave_layouts_to_operators(),
             recurrent_layers_of_any_length(),
@@ -114,6 +119,7 @@ def capture(
         tuple(Guard(guard.expr, lines.get(str(guard.expr))) for guard in guards),
         shape_env,
         next(iter(layout_reads), None),
+        divisor_lines,
     )
 
 
@@ -213,6 +219,28 @@ def _record_guard_lines(lines: dict[str, SourceLine | None]) -> Iterator[None]:
         yield
     finally:
         ShapeEnv._log_guard = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _record_divisor_lines(lines: dict[str, SourceLine | None]) -> Iterator[None]:
+    """Notes for each size that something is divided by the line of the user's code that does it.
+
+    Of a plain function, torch keeps no lines with the nodes of the graph.
+    """
+
+    def noting(divide: Callable[[SymNode, SymNode], SymNode]) -> Callable[..., SymNode]:
+        def run(dividend: SymNode, divisor: SymNode) -> SymNode:
+            if not isinstance(divisor._expr, sympy.Integer):
+                lines.setdefault(str(divisor._expr), innermost_user_line(sys._getframe(1)))
+            return divide(dividend, divisor)
+
+        return run
+
+    with contextlib.ExitStack() as stack:
+        for name in ("int_floordiv", "int_truediv", "mod"):
+            patch = mock.patch.object(SymNode, name, noting(getattr(SymNode, name)))
+            stack.enter_context(patch)
+        yield
 
 
 def _shape_env_of(exported: ExportedProgram) -> ShapeEnv | None:

@@ -283,6 +283,9 @@ def _relations_at(tracer: Tracer, traced: Traced, symbol: int, value: int) -> se
     )
     there = View(found[0].derivation.table.meaning)
     graphs = traced.capture.exported.graph, found[0].capture.exported.graph
-    if not same_graph(here, there, *graphs):
-        return None
+    try:
+        if not same_graph(here, there, *graphs):
+            return None
+    except ZeroDivisionError:
+        return None  # of a size in the graph, which is for other values
     return set(map(str, found[1].relations))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,38 @@ def test_a_branch_that_makes_a_difference_is_refused() -> None:
     with pytest.raises(ExportError, match="needs n > 1, which fails for n = 1") as caught:
         exported(model, torch.ones(3, 4))
     assert caught.value.kind is ExportErrorKind.CONSTRAINT_VIOLATION
+
+
+@pytest.mark.parametrize("operation", [operator.floordiv, operator.mod, operator.truediv])
+def test_a_size_for_which_the_graph_would_divide_by_0_is_excluded(operation: Any) -> None:
+    def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x * operation(x.shape[0], y.shape[0] - 500) + y.sum()
+
+    example = torch.ones(6), torch.ones(2)
+    automatic = {"x": {0: Dim.AUTO}, "y": {0: Dim.AUTO}}
+    program = export(model, example, dynamic_shapes=automatic)
+    assert relations(program) == ["y_0 - 500 != 0"]
+    with pytest.raises(ContractViolation):
+        program(torch.ones(6), torch.ones(500))
+    x, y = torch.ones(0), torch.ones(501)
+    assert torch.equal(program(x, y), model(x, y))
+    with pytest.raises(ExportError, match="needs m - 500 != 0, which fails for m = 500"):
+        export(
+            model,
+            example,
+            dynamic_shapes={"x": "n", "y": "m"},
+            symbols={"n": (0, 9), "m": (0, 10_000)},
+        )
+
+
+def test_a_divisor_that_is_0_where_another_branch_is_taken_excludes_the_size() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x * (x.shape[0] // max(x.shape[1], 1))
+
+    with pytest.raises(ExportError, match=r"(?s)needs m != 0, .* declare Dim\('m', min=1, max=9\)"):
+        exported(model, torch.ones(6, 2), symbols={"n": (0, 9), "m": (0, 9)})
+    program = exported(model, torch.ones(6, 2))
+    assert program(torch.ones(9, 1)).tolist() == [[9.0]] * 9
 
 
 def test_two_sizes_that_are_each_legal_only_without_the_other() -> None:

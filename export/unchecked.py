@@ -1,7 +1,8 @@
-"""What operators rely on without checking it, in eager mode or in their fake kernels."""
+"""What a graph relies on without tracing it, or operators without checking it."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 
 import sympy
@@ -13,9 +14,20 @@ from slipway.export.symbol_table import expression_of
 
 __all__ = ["unchecked_guards"]
 
+_DIVISIONS = {operator.floordiv, operator.mod, operator.truediv}
+
 
 def unchecked_guards(capture: Capture) -> Iterator[Guard]:
-    """Yields conditions without which an operator of the graph would read beyond its inputs."""
+    """Yields conditions without which the graph would divide by 0 or read beyond its inputs."""
+    # Not of its subgraphs, which may be left out for just those sizes.
+    for node in capture.exported.graph.nodes:
+        divisor = node.args[1] if node.target in _DIVISIONS else None
+        size = divisor.meta["val"] if isinstance(divisor, torch.fx.Node) else None
+        if isinstance(size, torch.SymInt):
+            value = expression_of(size)
+            # Not evaluated, for torch takes sizes to be positive.
+            condition = sympy.Ne(value, 0, evaluate=False)
+            yield Guard(condition, capture.divisor_lines.get(str(value)))
     for module in capture.exported.graph_module.modules():
         if not isinstance(module, torch.fx.GraphModule):
             continue
