@@ -410,8 +410,9 @@ class Scheduler:
         with self._condition:
             if times.processor < _INLINE_SECONDS:
                 self._quick_size = max(self._quick_size, size)
-            elif size <= self._quick_size:
-                self._quick_size = size // 2
+            else:
+                # So that one of this size is more than twice as large.
+                self._quick_size = min(self._quick_size, (size - 1) // 2)
             if rows >= self._max_rows < self._most_rows:
                 self._full += 1
                 if self._full >= _RAISE_AFTER:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from slipway.program import Method
+from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.errors import DeadlineError, UnavailableError
 from slipway.serving.scheduler import ClosedError
 from slipway.tests.serving.scheduling import (
@@ -107,14 +108,18 @@ def test_a_batch_much_larger_than_any_before_is_left_to_others(make_bench: MakeB
     waiting.wait()
 
 
+@pytest.mark.parametrize("identifier", ["1", "12"])
 def test_batches_of_a_size_that_becomes_slow_are_left_to_others(
-    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, identifier: str
 ) -> None:
     bench = make_bench()
     run_until_inline(bench)
     spend_processor(monkeypatch, lambda tensor: 4e-3)
+    # Of an even number of bytes, and of an odd one.
+    request = protocol.ModelInferRequest.FromString(affine())
+    request.id = identifier
     for _ in range(3):
-        answer = bench.submit(affine())
+        answer = bench.submit(request.SerializeToString())
         bench.run()
         answer.wait()
         while bench.model("affine").scheduler.running:
