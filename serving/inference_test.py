@@ -9,9 +9,17 @@ from typing import cast
 
 import pytest
 
-from slipway.serving.errors import DeadlineError, ServingError
+from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving.errors import (
+    DeadlineError,
+    InternalError,
+    InvalidRequestError,
+    ServingError,
+)
 from slipway.serving.inference import InferenceFrontend
 from slipway.serving.model import Environment
+from slipway.serving.request_queue import PendingRequest
+from slipway.serving.scheduler import ClosedError, Scheduler
 from slipway.serving.wire_call import WireCall
 from slipway.tests.serving.scheduling import Answer, Bench, affine, small_request
 
@@ -87,3 +95,87 @@ def test_what_is_not_taken_on_is_counted_by_its_model(
             frontend.take(message, Answer(), math.inf)
     assert bench.model("affine").statistics.snapshot().codes == {"OK": 0, "INVALID_ARGUMENT": 1}
     assert frontend.refusals.codes == {"NOT_FOUND": 1}
+
+
+def test_it_asks_to_be_called_at_once_until_all_was_run(
+    frontend: InferenceFrontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = iter([True, True, False])
+    monkeypatch.setattr(Scheduler, "run_pending", lambda _: next(wait))
+    frontend.on_request(cast(WireCall, Call()), affine())
+    now = time.time()
+    assert [frontend.on_idle() > now for _ in range(4)] == [False, False, True, True]
+
+
+def large(message: bytes) -> bytes:
+    """Returns a request with so much that means nothing that it is not read where it arrives."""
+    request = protocol.ModelInferRequest.FromString(message)
+    request.parameters["padding"].string_param = "x" * 2**20
+    return request.SerializeToString()
+
+
+def test_a_large_message_is_read_and_run_by_others(frontend: InferenceFrontend) -> None:
+    call = Call()
+    frontend.on_request(cast(WireCall, call), large(affine()))
+    call.wait()
+    assert call.outputs["y"].tolist() == [[6, 22, 38]]
+
+
+def test_what_is_wrong_with_a_large_message_is_answered(
+    bench: Bench, frontend: InferenceFrontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, failed = Call(), Call()
+    frontend.on_request(cast(WireCall, refused), large(affine(rows=9)))
+    refused.wait()
+    assert isinstance(refused.error, InvalidRequestError)
+    monkeypatch.setattr(Scheduler, "submit", lambda *_: 1 / 0)
+    frontend.on_request(cast(WireCall, failed), large(affine()))
+    failed.wait()
+    assert isinstance(failed.error, InternalError)
+    codes = bench.model("affine").statistics.snapshot().codes
+    assert codes == {"OK": 0, "INVALID_ARGUMENT": 1, "INTERNAL": 1}
+
+
+def test_what_arrives_while_a_version_is_being_replaced_is_taken_by_the_other(
+    bench: Bench, frontend: InferenceFrontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Scheduler.submit
+
+    def submit(self: Scheduler, pending: PendingRequest) -> None:
+        monkeypatch.setattr(Scheduler, "submit", original)
+        bench.model("affine").scheduler.close()
+        bench.replace_affine()
+        original(self, pending)
+
+    monkeypatch.setattr(Scheduler, "submit", submit)
+    answer = Answer()
+    frontend.take(affine(), answer, math.inf)
+    answer.wait()
+    assert answer.outputs["y"].tolist() == [[6, 22, 38]]
+
+
+def test_what_arrives_when_nothing_replaces_a_version_that_goes_is_refused(
+    bench: Bench, frontend: InferenceFrontend
+) -> None:
+    bench.model("affine").scheduler.close()
+    with pytest.raises(ClosedError):
+        frontend.take(affine(), Answer(), math.inf)
+
+
+def test_what_waits_for_a_model_that_came_later_expires_in_time(
+    bench: Bench, frontend: InferenceFrontend
+) -> None:
+    frontend.on_idle()
+    bench.replace_affine()
+    busy, waiting = Call(is_held=True), Call()
+    frontend.on_request(cast(WireCall, busy), affine())
+    frontend.on_idle()
+    busy.wait()
+    waiting.deadline = time.monotonic() + 0.01
+    frontend.on_request(cast(WireCall, waiting), affine())
+    wake = frontend.on_idle()
+    assert wake < time.time() + 0.02
+    time.sleep(0.02)
+    frontend.on_idle()
+    assert isinstance(waiting.error, DeadlineError)
+    busy.release()

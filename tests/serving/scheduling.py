@@ -97,8 +97,14 @@ class Bench:
                 write(directory)
         self.arrivals, self.memory = environment.arrivals, environment.memory
         self.repository = Repository(root)
-        self.repository.update(Loader(Host(Processors(1)), environment))
+        self._root, self._loader = root, Loader(Host(Processors(1)), environment)
+        self.repository.update(self._loader)
         self.reader = RequestReader(self.repository)
+
+    def replace_affine(self) -> None:
+        """Loads another version of affine, which takes the place of the first."""
+        programs.write_affine(self._root / "affine" / "2")
+        self.repository.update(self._loader)
 
     def model(self, name: str) -> Model:
         return self.repository.find(name, "")
