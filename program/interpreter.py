@@ -120,7 +120,7 @@ class InterpretedGraph:
         torch._C._set_graph_executor_optimize(False)
         try:
             result = self._function(*tensors, *self._packed)
-        except (RuntimeError, IndexError, ValueError, TypeError, torch.jit.Error) as error:
+        except RuntimeError as error:  # of whatever type an operator raised
             raise EngineFailure(str(error)) from error
         finally:
             torch._C._set_graph_executor_optimize(before)

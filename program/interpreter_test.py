@@ -180,6 +180,24 @@ def test_an_operator_that_fails_says_why() -> None:
     assert interpreted.run([torch.tensor([2])])[0].tolist() == [[0, 0, 1]]
 
 
+@pytest.mark.parametrize(
+    "kind", [IndexError, MemoryError, NotImplementedError, TypeError, ValueError]
+)
+def test_whatever_an_operator_raises_is_a_failure(kind: type[Exception]) -> None:
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise kind("as it says")
+
+    library = torch.library.Library("interpreter_test", "FRAGMENT")
+    library.define(f"{kind.__name__}(Tensor x) -> Tensor")
+    library.impl(kind.__name__, fail, "CPU")
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    target = getattr(torch.ops.interpreter_test, kind.__name__).default
+    graph.output((graph.call_function(target, (x,)),))
+    with pytest.raises(EngineFailure, match=f"{kind.__name__}: as it says"):
+        InterpretedGraph(graph, {}).run([torch.ones(2)])
+
+
 @pytest.mark.parametrize("target", [operator.floordiv, operator.mod])
 def test_a_division_by_0_fails_and_does_not_end_the_process(target: Any) -> None:
     graph = fx.Graph()
