@@ -117,6 +117,29 @@ def test_bad_values_fail_alone(make_bench: MakeBench) -> None:
     assert failures(bench, "lookup") == 1
 
 
+def test_whose_client_goes_while_others_are_run_one_by_one_is_not_run(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, gone = Method.run, Answer()
+    ran: list[float] = []
+
+    def run(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if tensors[0].shape[0] > 1:
+            raise RuntimeError("the batch")
+        ran.append(float(tensors[0][0, 0]))
+        gone.cancelled = ran[-1] == 1
+        return original(self, tensors)
+
+    bench = make_bench()
+    busy = bench.occupy()
+    monkeypatch.setattr(Method, "run", run)
+    first, _, last = bench.submit(affine(1)), bench.submit(affine(2), gone), bench.submit(affine(3))
+    finish(bench, busy, [first, last])
+    assert ran == [1, 3]
+    assert not gone.entered.is_set()
+    assert bench.model("affine").statistics.snapshot().codes == {"OK": 3, "CANCELLED": 1}
+
+
 def test_a_request_that_the_model_refuses_is_observed_to_its_end(
     make_bench: MakeBench, caplog: pytest.LogCaptureFixture
 ) -> None:
