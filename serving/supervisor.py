@@ -104,7 +104,7 @@ class Supervisor:
                 about.is_ready = True
                 if not self._was_ready and all(worker.is_ready for worker in workers):
                     self._was_ready = True
-                    print(line, flush=True)
+                    _pass_on(line)
             elif event == "end":
                 code = about.process.wait()
                 if code == _FINAL and not any(worker.is_ready for worker in workers):
@@ -151,9 +151,9 @@ class Supervisor:
         with process.stdout:
             for line in process.stdout:
                 if line.startswith(READY):
-                    self._events.put(("ready", worker, line.rstrip("\n")))
+                    self._events.put(("ready", worker, line))
                 else:
-                    print(line, end="", flush=True)
+                    _pass_on(line)
         process.wait()
         self._events.put(("end", worker, ""))
 
@@ -244,6 +244,12 @@ def follow_parent(stop: threading.Event) -> None:
         stop.set()
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def _pass_on(line: str) -> None:
+    """Prints a line of a worker; that nobody reads it any more is no reason to end."""
+    with contextlib.suppress(OSError, UnicodeError):
+        print(line, end="", flush=True)
 
 
 def _ending(code: int) -> str:

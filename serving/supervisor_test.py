@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import select
 import sys
@@ -24,16 +26,12 @@ os.kill(os.getpid(), %(signal)s)
 """
 
 
-@pytest.mark.parametrize(
-    ("written", "number"), [(b"\xff\n", "signal.SIGKILL"), (b"", "signal.SIGRTMIN + 6")]
-)
-def test_a_worker_is_started_again_whatever_it_wrote_and_ended_with(
-    tmp_path: Path, written: bytes, number: str
-) -> None:
-    again = tmp_path / "again"
+def require_another_start(folder: Path, written: bytes, number: str = "signal.SIGKILL") -> None:
+    """Has a worker write something and end by a signal, and waits until it is started again."""
+    again = folder / "again"
     os.mkfifo(again)
     script = WORKER % {"written": written, "signal": number}
-    command = [sys.executable, "-c", script, str(tmp_path / "been here"), str(again)]
+    command = [sys.executable, "-c", script, str(folder / "been here"), str(again)]
     stop = threading.Event()
     supervisor = Supervisor(command, count=1, grace_seconds=0.0)
     running = threading.Thread(target=supervisor.run, args=[stop], daemon=True)
@@ -46,3 +44,31 @@ def test_a_worker_is_started_again_whatever_it_wrote_and_ended_with(
         os.close(fifo)
         stop.set()
         running.join()
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [(b"\xff\n", "signal.SIGKILL"), (b"", "signal.SIGRTMIN + 6")]
+)
+def test_a_worker_is_started_again_whatever_it_wrote_and_ended_with(
+    tmp_path: Path, written: bytes, number: str
+) -> None:
+    require_another_start(tmp_path, written, number)
+
+
+def test_a_worker_is_started_again_though_nobody_reads_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", stream)
+    require_another_start(tmp_path, b"a line\n")
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
+
+
+def test_a_worker_is_started_again_though_what_it_wrote_cannot_be_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    require_another_start(tmp_path, "\u00e9\n".encode())
