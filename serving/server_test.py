@@ -332,6 +332,29 @@ def test_answers_that_nobody_reads_count_as_memory_of_requests(
     running.infer()
 
 
+def test_an_answer_whose_client_has_gone_takes_no_memory(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, runs, is_gone = Method.run, threading.Event(), threading.Event()
+
+    def run(self: Method, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        runs.set()
+        assert is_gone.wait(30)
+        return original(self, tensors)
+
+    running.server.load(lambda: False)
+    monkeypatch.setattr(Method, "run", run)
+    path = "/inference.GRPCInferenceService/ModelInfer"
+    call = running.channel.unary_unary(path).future(infer_request().SerializeToString())
+    assert runs.wait(30)
+    call.cancel()
+    await_condition(
+        lambda: any(type(item) is WireCall and item.cancelled for item in gc.get_objects())
+    )
+    is_gone.set()
+    await_condition(lambda: not running.environment.memory.used)
+
+
 def test_metadata_that_is_no_text_fills_no_log(
     running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
