@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -18,6 +19,7 @@ from slipway.serving.errors import (
 )
 from slipway.serving.inference import InferenceFrontend
 from slipway.serving.model import Environment
+from slipway.serving.observation import RequestObserver
 from slipway.serving.request_queue import PendingRequest
 from slipway.serving.scheduler import ClosedError, Scheduler
 from slipway.serving.wire_call import WireCall
@@ -179,3 +181,19 @@ def test_what_waits_for_a_model_that_came_later_expires_in_time(
     frontend.on_idle()
     assert isinstance(waiting.error, DeadlineError)
     busy.release()
+
+
+def test_the_log_tells_of_what_is_not_taken_on(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "slipway.access")
+    frontend = InferenceFrontend(bench.repository, observer=RequestObserver(1.0, None))
+    frontend.is_open = True
+    message = affine(rows=9)
+    with pytest.raises(InvalidRequestError):
+        frontend.take(message, Answer(), math.inf)
+    frontend.close()
+    (line,) = [record for record in caplog.records if record.name == "slipway.access"]
+    fields = vars(line)["fields"]
+    named = [fields[name] for name in ("model", "version", "code", "bytes")]
+    assert named == ["affine", 1, "INVALID_ARGUMENT", len(message)]
