@@ -197,3 +197,14 @@ def test_the_log_tells_of_what_is_not_taken_on(
     fields = vars(line)["fields"]
     named = [fields[name] for name in ("model", "version", "code", "bytes")]
     assert named == ["affine", 1, "INVALID_ARGUMENT", len(message)]
+
+
+def test_whoever_brought_a_request_can_have_it_forgotten(
+    bench: Bench, frontend: InferenceFrontend
+) -> None:
+    busy = bench.occupy()
+    forget = frontend.take(affine(), Answer(), math.inf)
+    assert bench.model("affine").scheduler.queued[0] == 1
+    forget()
+    assert bench.model("affine").scheduler.queued == (0, 0)
+    busy.release()

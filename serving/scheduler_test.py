@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from slipway.proto import open_inference_pb2 as protocol
-from slipway.tests.serving.programs import write_places
+from slipway.tests.serving.programs import write_affine, write_places
 from slipway.tests.serving.scheduling import (
     Answer,
     MakeBench,
@@ -45,6 +45,17 @@ def test_a_batch_grows_while_the_instance_is_busy_up_to_its_bound(
     assert sizes(bench) == expected
     for value, answer in enumerate(answers):
         assert answer.outputs["y"].tolist() == [[value * 6, value * 22, value * 38]]
+
+
+def test_a_batch_that_the_contract_does_not_bound_is_bounded_by_the_options(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
+    write_affine(tmp_path / "affine" / "1", most_rows=None)
+    bench = make_bench(max_batch_size=16)
+    busy = bench.occupy()
+    answers = [bench.submit(affine(value)) for value in range(20)]
+    finish(bench, busy, answers)
+    assert sizes(bench) == {1: 1, 16: 1, 4: 1}
 
 
 def test_rows_along_another_axis_are_joined_and_split_too(make_bench: MakeBench) -> None:

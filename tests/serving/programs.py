@@ -42,9 +42,13 @@ _LEAF = Tree(Kind.LEAF)
 
 
 def write_affine(
-    directory: Path, *, scale: float = 1.0, methods: Sequence[str] = ("forward",)
+    directory: Path,
+    *,
+    scale: float = 1.0,
+    methods: Sequence[str] = ("forward",),
+    most_rows: int | None = 8,
 ) -> None:
-    """Writes `affine`: batch is 1..8, and y = x @ (scale * AFFINE_WEIGHT).T, in each method."""
+    """Writes `affine`: batch is 1..most_rows, y = x @ (scale * AFFINE_WEIGHT).T, in each method."""
     batch = SymbolReference(0, "batch")
 
     def build(graph: fx.Graph, nodes: list[fx.Node]) -> list[fx.Node]:
@@ -52,7 +56,7 @@ def write_affine(
         return [graph.call_function(torch.ops.aten.linear.default, (x, weight))]
 
     contract = _contract(
-        [Symbol("batch", 1, 8)],
+        [Symbol("batch", 1, most_rows)],
         {"x": TensorSpec(ScalarType.FLOAT32, (batch, Constant(4)))},
         {"y": TensorSpec(ScalarType.FLOAT32, (batch, Constant(3)))},
         batch_symbol=0,
