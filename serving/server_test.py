@@ -435,6 +435,20 @@ def test_a_failure_of_ours_is_internal_and_told_to_the_log_only(
     assert not running.device_failed.is_set()
 
 
+def test_a_failure_to_take_a_request_on_is_internal_too(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.server.load(lambda: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, "submit", lambda *_: 1 / 0)
+        request = infer_request().SerializeToString()
+        path = "/inference.GRPCInferenceService/ModelInfer"
+        with pytest.raises(grpc.RpcError) as caught:
+            running.channel.unary_unary(path)(request, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert running.infer().outputs
+
+
 def test_a_device_that_fails_is_reported_to_whoever_runs_the_server(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
