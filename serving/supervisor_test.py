@@ -8,6 +8,7 @@ import os
 import select
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,44 @@ def test_a_worker_is_started_again_though_what_it_wrote_cannot_be_encoded(
 ) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     require_another_start(tmp_path, "\u00e9\n".encode())
+
+
+def test_one_that_cannot_be_helped_is_started_again_while_others_serve(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Each takes the next place, and it is the second that ends.
+    script = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+place = 0
+while True:
+    try:
+        (folder / str(place)).touch(exist_ok=False)
+        break
+    except FileExistsError:
+        place += 1
+if place == 1:
+    while not (folder / "ready").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)  # until the supervisor knows
+    sys.exit(2)
+print("slipway: serving it", flush=True)
+(folder / "ready").touch()
+sys.stdin.read()
+"""
+    stop = threading.Event()
+    supervisor = Supervisor([sys.executable, "-c", script, str(tmp_path)], 2, grace_seconds=0.0)
+    running = threading.Thread(target=supervisor.run, args=[stop], daemon=True)
+    running.start()
+    until = time.monotonic() + 30
+    while not (tmp_path / "2").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    printed = ""
+    while not printed:
+        assert time.monotonic() < until
+        printed = capfd.readouterr().out
+        time.sleep(0.01)
+    stop.set()
+    running.join()
+    assert printed + capfd.readouterr().out == "slipway: serving it\n"
