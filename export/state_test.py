@@ -123,3 +123,9 @@ def test_a_program_with_state_is_left_to_python(tmp_path: Path) -> None:
     program = exported("in place", tmp_path / "program")
     assert use_interpreter(program) == ["forward"]
     assert [program(torch.zeros(2)).tolist() for _ in range(2)] == [[1, 1], [2, 2]]
+
+
+def test_sizes_that_are_compared_leave_no_trace_in_the_state() -> None:
+    model = Outer("in place").eval()
+    program = export(model, torch.zeros(3, 2), dynamic_shapes={"x": "n, 2"}, symbols={"n": (1, 9)})
+    assert program(torch.zeros(1, 2)).tolist() == [[1.0, 1.0]]
