@@ -181,8 +181,8 @@ class WireCall:
             return self._finished()  # it was refused meanwhile
         if message is not None:
             self._hand_over(message)
-        elif not self.cancelled:
-            # Either it was cut off, and the close follows, or the client sent none.
+        else:
+            # Either it was cut off, and nobody reads this, or the client sent none.
             text = f"{self.method} needs one request message, and got none"
             self.fail(InvalidRequestError(text))
         return self._finished()
