@@ -138,6 +138,11 @@ def in_place(x: torch.Tensor) -> torch.Tensor:
     return x.add_(1)
 
 
+def bounded(x: torch.Tensor) -> torch.Tensor:
+    torch._assert_async(x.abs().sum() < 30)
+    return x * 2
+
+
 DEPENDENT: dict[str, tuple[Function, tuple[torch.Tensor, ...], str]] = {
     "softmax": (lambda x: functional.softmax(x, 0), (features(2, 3),), "is not what it is alone"),
     "mean": (lambda x: x - x.mean(0), (features(2, 3),), "is not what it is alone"),
@@ -168,6 +173,16 @@ DEPENDENT: dict[str, tuple[Function, tuple[torch.Tensor, ...], str]] = {
         lambda x: x + 0 * x.sum(),
         (features(2, 3),),
         "changes with the values of another row",
+    ),
+    "a hint of the last row": (
+        lambda x: x + 0 * x[-1],
+        (features(2, 3),),
+        "changes with the values of another row",
+    ),
+    "a bound for all rows": (
+        bounded,
+        (features(2, 3),),
+        "a batch of 32 rows fails, whose rows alone do not",
     ),
     "a rank in the batch": (
         lambda x: x.argsort(0),
