@@ -236,6 +236,16 @@ def test_a_divisor_that_is_0_where_another_branch_is_taken_excludes_the_size() -
     assert program(torch.ones(9, 1)).tolist() == [[9.0]] * 9
 
 
+def test_sizes_that_are_only_together_too_small_are_excluded() -> None:
+    def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, y]).reshape(-1, 1).max(0).values
+
+    automatic = {"x": {0: Dim.AUTO}, "y": {0: Dim.AUTO}}
+    program = export(model, (torch.ones(3), torch.ones(4)), dynamic_shapes=automatic)
+    assert [symbol.minimum for symbol in program.contract.symbols] == [1, 1]
+    assert relations(program) == []
+
+
 def test_two_sizes_that_are_each_legal_only_without_the_other() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         if x.shape[0] != 1:
