@@ -255,6 +255,8 @@ def test_two_sizes_that_are_each_legal_only_without_the_other() -> None:
     with pytest.raises(ExportError, match="n != 1"):
         exported(model, torch.ones(3, 4))
     program = exported(model, torch.ones(3, 4), accept_narrowing="as the model has it")
+    # And the range is what was declared.
+    assert relations(program) == ["n != 1"]
     with pytest.raises(ContractViolation):
         program(torch.ones(1, 1))
 
