@@ -79,17 +79,36 @@ _INDEXING = {
     _aten.index_put_.default,
 }
 
-# Of this, offsets along an axis are given by name.
+# Of these the second are labels, and the fourth says how many of them count.
+_OF_LABELS = {
+    _aten._ctc_loss.Tensor,
+    _aten._ctc_loss.default,
+    _aten.ctc_loss.IntList,
+    _aten.ctc_loss.Tensor,
+}
+
+# Of this, lengths and offsets along an axis are given by name.
 _SEGMENTS = _aten.segment_reduce.default
 
-_WITH_OFFSETS = {*_OF_BAGS, _SEGMENTS}
+_PACKED = _aten._pad_packed_sequence.default
+_ROWS_TO_OFFSETS = _aten._convert_indices_from_coo_to_csr.default
+_OFFSETS_TO_ROWS = _aten._convert_indices_from_csr_to_coo.default
+
+_UNCHECKED = {
+    *_OF_BAGS,
+    *_OF_LABELS,
+    _OFFSETS_TO_ROWS,
+    _PACKED,
+    _ROWS_TO_OFFSETS,
+    _SEGMENTS,
+}
 _CHECKABLE = {
     *_ALONG_DIMENSION,
     *_FROM_EITHER_END,
     *_INDEXING,
     *_OF_ELEMENTS,
     *_OF_MASKS,
-    *_WITH_OFFSETS,
+    *_UNCHECKED,
     _aten.embedding.default,
     _aten.one_hot.default,
 }
@@ -151,6 +170,60 @@ def bounded_segments(x: torch.Tensor, axis: int, offsets: torch.Tensor) -> torch
     return bounded_offsets(offsets, x.size(axis))
 
 
+def bounded_counts(counts: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns counts along the last dimension that have so many items together, at most."""
+    ends = torch.cumsum(torch.clamp(counts, 0, size), -1).clamp(max=size)
+    starts = torch.roll(ends, 1, -1)
+    starts.narrow(-1, 0, min(1, starts.size(-1))).zero_()
+    return (ends - starts).to(counts.dtype)
+
+
+def bounded_lengths(x: torch.Tensor, axis: int, lengths: torch.Tensor) -> torch.Tensor:
+    """Does what `bounded_counts` does for lengths of segments along an axis."""
+    return bounded_counts(lengths, x.size(axis))
+
+
+def bounded_batches(x: torch.Tensor, batch_sizes: torch.Tensor) -> torch.Tensor:
+    """Does what `bounded_counts` does for packed sequences, of which there only get fewer.
+
+    Raises:
+      DataViolation: there are none.
+    """
+    if batch_sizes.numel() == 0:
+        raise DataViolation("packed sequences have no first element")
+    falling = torch.cummin(torch.clamp(batch_sizes, 0, x.size(0)), 0)[0]
+    return bounded_counts(falling, x.size(0))
+
+
+def bounded_rows(offsets: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Does what `bounded_offsets` does for rows that divide all columns among them."""
+    size = columns.size(-1)
+    result = bounded_offsets(offsets, size)
+    result.narrow(-1, result.size(-1) - 1, 1).fill_(size)
+    result.narrow(-1, 0, 1).zero_()
+    return result
+
+
+def bounded_labels(
+    scores: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """Does what `bounded` does for labels, as many of each row as count."""
+    result = bounded(labels, 0, scores.size(-1))
+    if labels.dim() < scores.dim() - 1:
+        return result  # those of all rows, one after the other
+    # What lies behind them is padding, whatever its value.
+    places = torch.arange(labels.size(-1), device=labels.device)
+    counts = torch.lt(places, lengths.to(labels.device).reshape(-1, 1))
+    return torch.where(counts.reshape(labels.shape), result, labels)
+
+
+def bounded_labels_of(
+    scores: torch.Tensor, labels: torch.Tensor, lengths: list[int]
+) -> torch.Tensor:
+    """Does what `bounded_labels` does for lengths that are no tensor."""
+    return bounded_labels(scores, labels, torch.tensor(lengths, dtype=torch.int64))
+
+
 def bounded_mask(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """Returns a mask, without the places for which there are no elements left."""
     wide = torch.logical_or(mask, torch.zeros_like(x, dtype=torch.bool))
@@ -203,6 +276,12 @@ SCRIPTED = (
     bounded_offsets,
     bounded_bags,
     bounded_segments,
+    bounded_counts,
+    bounded_lengths,
+    bounded_batches,
+    bounded_rows,
+    bounded_labels,
+    bounded_labels_of,
     bounded_mask,
     is_out_of_range,
     bounded_indices,
@@ -212,7 +291,7 @@ SCRIPTED = (
 
 
 def check_indices(
-    module: fx.GraphModule, constants: Collection[int], *, offsets_only: bool = False
+    module: fx.GraphModule, constants: Collection[int], *, unchecked_only: bool = False
 ) -> fx.GraphModule:
     """Returns a graph that never has an index out of range, and says whether it would have.
 
@@ -221,13 +300,13 @@ def check_indices(
         over a dimension: whatever is computed there would have to leave it first.
       constants: those of its inputs that are always the same, by position. Indices that depend on
         no values but theirs are left alone.
-      offsets_only: whether to leave everything alone but offsets of bags and segments.
+      unchecked_only: whether to leave alone what torch looks at itself on the host.
 
     Returns:
       A graph with the same inputs and one more output, the last: a bool without dimensions. When
       that is true, the others mean nothing. `module` itself if there is nothing to check.
     """
-    checkable = _WITH_OFFSETS if offsets_only else _CHECKABLE
+    checkable = _UNCHECKED if unchecked_only else _CHECKABLE
     if not any(node.target in checkable for node in module.graph.nodes):
         return module
     changed = copy.deepcopy(module)
@@ -238,7 +317,7 @@ def check_indices(
     for node in list(graph.nodes):
         depth += nesting_change(node)
         if not depth and node.target in checkable:
-            found += _checks(node, varying, offsets_only)
+            found += _checks(node, varying, unchecked_only)
     if not found:
         return module
     output = graph.output_node()
@@ -274,7 +353,7 @@ def _varying(graph: fx.Graph, constants: Collection[int]) -> set[fx.Node]:
     return varying
 
 
-def _checks(node: fx.Node, varying: set[fx.Node], offsets_only: bool) -> list[fx.Node]:
+def _checks(node: fx.Node, varying: set[fx.Node], unchecked_only: bool) -> list[fx.Node]:
     """Has a node take indices that are in range; returns what says whether they were before."""
     given = _given(node)
     if node.target in _INDEXING:
@@ -289,7 +368,8 @@ def _checks(node: fx.Node, varying: set[fx.Node], offsets_only: bool) -> list[fx
     found = []
     for place, function, arguments in _bounds(node.target, given):
         index = given[place]
-        is_wanted = not offsets_only or function in (bounded_bags, bounded_segments)
+        # Of bags, torch looks at the rows.
+        is_wanted = not unchecked_only or function is not bounded_index
         if is_wanted and _is_in(index, varying):
             replaced = _insert(node, function, *arguments)
             _replace(node, place, replaced)
@@ -339,8 +419,20 @@ def _bounds(
     if target in _OF_BAGS:
         rows = (1, bounded_index, (given[0], 0, given[1]))
         return [rows, (2, bounded_bags, given[1:3])]
+    if target in _OF_LABELS:
+        function = bounded_labels if isinstance(given[3], fx.Node) else bounded_labels_of
+        return [(1, function, (given[0], given[1], given[3]))]
     if target is _SEGMENTS:
-        return [(4, bounded_segments, (given[0], given[5], given[4]))]
+        offsets = (4, bounded_segments, (given[0], given[5], given[4]))
+        # Where it is not told to be unsafe it looks at lengths itself.
+        lengths = (2, bounded_lengths, (given[0], given[5], given[2]))
+        return [lengths, offsets] if given[6] else [offsets]
+    if target is _PACKED:
+        return [(1, bounded_batches, given[:2])]
+    if target is _ROWS_TO_OFFSETS:
+        return [(0, bounded, (given[0], 0, given[1]))]
+    if target is _OFFSETS_TO_ROWS:
+        return [(0, bounded_rows, given[:2])]
     # Without a number there are as many classes as are given.
     if target is _aten.one_hot.default and given[1] != -1:
         return [(0, bounded, (given[0], 0, given[1]))]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -203,7 +205,7 @@ def test_bags_lie_within_the_indices(mode: int, has_last_offset: bool) -> None:
 
     indices = torch.tensor([1, 2, 3, 0])
     module = traced(look_up, indices, torch.tensor([0, 2, 4]))
-    checked = check_indices(module, {0}, offsets_only=True)
+    checked = check_indices(module, {0}, unchecked_only=True)
     for first, second in zip(runners(module), runners(checked), strict=True):
         for offsets in ([0, 2, 4], [0, 0, 4], [0, 4, 4]):
             given = [indices, torch.tensor(offsets)]
@@ -224,7 +226,7 @@ def test_there_may_be_no_bags() -> None:
         return _aten.embedding_bag.default(t, i, offsets)[0]  # type: ignore[no-any-return]
 
     none = torch.zeros(0, dtype=torch.int64)
-    checked = check_indices(traced(look_up, none, none + 0), {0}, offsets_only=True)
+    checked = check_indices(traced(look_up, none, none + 0), {0}, unchecked_only=True)
     for run in runners(checked):
         actual, is_wrong = run([none, none])
         assert actual.shape == (0, 3)  # type: ignore[attr-defined]
@@ -248,8 +250,8 @@ def test_calls_that_nobody_makes_are_left_to_fail(
     x = graph.placeholder("x")
     graph.output((graph.call_function(target, (x, *rest)),))
     module = fx.GraphModule(torch.nn.Module(), graph)
-    for offsets_only in (False, True):
-        checked = check_indices(module, (), offsets_only=offsets_only)
+    for unchecked_only in (False, True):
+        checked = check_indices(module, (), unchecked_only=unchecked_only)
         with pytest.raises((RuntimeError, TypeError)):
             checked(torch.tensor([1, 2]))
 
@@ -258,7 +260,7 @@ def test_segments_lie_within_what_they_divide() -> None:
     def reduce(t: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         return torch.segment_reduce(t, "sum", offsets=offsets, axis=0)
 
-    checked = check_indices(traced(reduce, torch.tensor([0, 1, 4])), {0}, offsets_only=True)
+    checked = check_indices(traced(reduce, torch.tensor([0, 1, 4])), {0}, unchecked_only=True)
     actual, is_wrong = checked(_TABLE, torch.tensor([0, 3, 4]))
     assert not is_wrong
     assert actual.tolist() == [_TABLE[:3].sum(0).tolist(), _TABLE[3].tolist()]
@@ -271,7 +273,7 @@ def test_segments_of_rows_lie_within_them() -> None:
         return torch.segment_reduce(t, "sum", offsets=offsets, axis=1)
 
     good = torch.tensor([[0, 1, 3], [0, 2, 3], [0, 0, 3], [0, 3, 3]])
-    checked = check_indices(traced(reduce, good), {0}, offsets_only=True)
+    checked = check_indices(traced(reduce, good), {0}, unchecked_only=True)
     actual, is_wrong = checked(_TABLE, good)
     assert not is_wrong
     assert actual.tolist() == [[0, 3], [7, 5], [0, 21], [30, 0]]
@@ -279,6 +281,140 @@ def test_segments_of_rows_lie_within_them() -> None:
         offsets = good.clone()
         offsets[2] = torch.tensor(wrong)
         assert checked(_TABLE, offsets)[-1], wrong
+
+
+def unchecked(
+    function: Callable[..., object], *examples: torch.Tensor
+) -> list[Callable[[Sequence[torch.Tensor]], Sequence[Any]]]:
+    """Returns what runs a function of tensors, and checks only what torch does not."""
+    module = make_fx(lambda _, *given: function(*given), pre_dispatch=True)(_TABLE, *examples)
+    output = module.graph.output_node()
+    output.args = ((output.args[0],),)
+    module.recompile()
+    checked = check_indices(module, {0}, unchecked_only=True)
+    assert checked is not module
+    return runners(checked)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_lengths_of_segments_that_torch_does_not_look_at_lie_within_them(
+    dtype: torch.dtype,
+) -> None:
+    def reduce(t: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return torch.segment_reduce(t, "sum", lengths=lengths, unsafe=True)
+
+    for run in unchecked(reduce, _TABLE, torch.tensor([1, 3], dtype=dtype)):
+        for lengths in ([1, 3], [0, 4], [4, 0], [1, 1]):
+            actual, is_wrong = run([_TABLE, torch.tensor(lengths, dtype=dtype)])
+            assert not is_wrong
+            first, rest = _TABLE[: lengths[0]], _TABLE[lengths[0] : sum(lengths)]
+            assert actual.tolist() == [first.sum(0).tolist(), rest.sum(0).tolist()]
+        for lengths in ([2, 3], [-1, 4], [1, 2**31 - 1], [5, 0]):
+            assert run([_TABLE, torch.tensor(lengths, dtype=dtype)])[-1], lengths
+
+
+def test_lengths_of_segments_that_torch_looks_at_are_left_alone() -> None:
+    def reduce(t: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return torch.segment_reduce(t, "sum", lengths=lengths)
+
+    module = traced(reduce, torch.tensor([1, 3]))
+    assert check_indices(module, {0}, unchecked_only=True) is module
+
+
+def test_packed_sequences_only_get_fewer() -> None:
+    def pad(x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        return _aten._pad_packed_sequence.default(x, sizes, True, 0.0, 3)[0]  # type: ignore[no-any-return]
+
+    x = torch.arange(1.0, 7.0)[:, None]
+    module = fx.GraphModule(torch.nn.Module(), fx.Graph())
+    given = [module.graph.placeholder(name) for name in ("table", "x", "sizes")]
+    padded = module.graph.call_function(
+        _aten._pad_packed_sequence.default, (*given[1:], True, 0.0, 3)
+    )
+    result = module.graph.call_function(operator.getitem, (padded, 0))
+    module.graph.output((result,))
+    module.recompile()
+    checked = check_indices(module, {0}, unchecked_only=True)
+    for run in runners(checked):
+        for legal in ([3, 2, 1], [2, 2, 2], [3, 3, 0]):
+            sizes = torch.tensor(legal)
+            actual, is_wrong = run([x, sizes])
+            assert not is_wrong
+            assert torch.equal(actual, pad(x, sizes))  # type: ignore[arg-type]
+        # Torch writes before what it has for the lengths.
+        for wrong in ([2, 1, 2], [3, 2, -(10**9)], [1, 2, 3], [10**9, 2, 1], [3, 3, 3]):
+            assert run([x, torch.tensor(wrong)])[-1], wrong
+    with pytest.raises(DataViolation, match="have no first element"):
+        checked(_TABLE, x, torch.zeros(0, dtype=torch.int64))
+
+
+def test_rows_of_compressed_indices_exist() -> None:
+    def compress(rows: torch.Tensor) -> torch.Tensor:
+        return torch._convert_indices_from_coo_to_csr(rows, 4)
+
+    for run in unchecked(compress, torch.tensor([0, 1, 3])):
+        actual, is_wrong = run([torch.tensor([0, 1, 3])])
+        assert not is_wrong
+        assert actual.tolist() == [0, 1, 2, 2, 3]
+        for wrong in ([0, 1, 4], [-1, 1, 3], [0, 1, 2**40]):
+            assert run([torch.tensor(wrong)])[-1], wrong
+
+
+def test_compressed_rows_divide_all_columns() -> None:
+    def expand(offsets: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        return torch._convert_indices_from_csr_to_coo(offsets, columns)
+
+    columns = torch.tensor([0, 1, 1])
+    for run in unchecked(expand, torch.tensor([0, 1, 3]), columns):
+        actual, is_wrong = run([torch.tensor([0, 1, 3]), columns])
+        assert not is_wrong
+        assert actual.tolist() == [[0, 1, 1], [0, 1, 1]]
+        # Torch leaves memory as it was where nothing begins or ends.
+        for wrong in ([0, 1, 2], [1, 1, 3], [0, 4, 3], [0, 1, 2**40], [0, -(2**40), 3]):
+            assert run([torch.tensor(wrong), columns])[-1], wrong
+
+
+_SCORES = torch.log_softmax(torch.arange(100.0).reshape(10, 2, 5).sin(), -1)
+
+
+@pytest.mark.parametrize("has_tensors", [True, False])
+@pytest.mark.parametrize("is_private", [True, False])
+def test_labels_that_count_exist(has_tensors: bool, is_private: bool) -> None:
+    def loss(scores: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        counts = (lengths + 10 - lengths, lengths) if has_tensors else ([10, 10], [3, 1])
+        if is_private:
+            return _aten._ctc_loss(scores, labels, *counts)[0]  # type: ignore[no-any-return]
+        return _aten.ctc_loss(scores, labels, *counts)  # type: ignore[no-any-return]
+
+    labels, lengths = torch.tensor([[1, 2, 4], [3, -1, 99]]), torch.tensor([3, 1])
+    expected = loss(_SCORES, labels, lengths)
+    for run in unchecked(loss, _SCORES, labels, lengths):
+        actual, is_wrong = run([_SCORES, labels, lengths])
+        assert not is_wrong
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        for wrong in (-1, 5, 2**40):
+            changed = labels.clone()
+            changed[1, 0] = wrong
+            assert run([_SCORES, changed, lengths])[-1], wrong
+
+
+@pytest.mark.parametrize("is_one_row", [True, False])
+def test_labels_need_no_dimension_of_their_own(is_one_row: bool) -> None:
+    scores = _SCORES[:, 0] if is_one_row else _SCORES
+    lengths = torch.tensor(3) if is_one_row else torch.tensor([3, 1])
+    labels = torch.tensor([1, 2, 4] if is_one_row else [1, 2, 4, 3])
+
+    def loss(scores: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return _aten.ctc_loss.Tensor(  # type: ignore[no-any-return]
+            scores, labels, lengths + 10 - lengths, lengths
+        )
+
+    expected = loss(scores, labels, lengths)
+    for run in unchecked(loss, scores, labels, lengths):
+        actual, is_wrong = run([scores, labels, lengths])
+        assert not is_wrong
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        assert run([scores, labels + 1, lengths])[-1]
 
 
 @pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")

@@ -168,7 +168,8 @@ class _Builder:
         if target is linears.linear_chain:
             return self._linear_chain(node)
         if target in _SCRIPTED:
-            return self._scripted(target, *map(self._scripted_argument, node.args))
+            kinds = [parameter.type for parameter in _script(target).schema.arguments]
+            return self._scripted(target, *map(self._argument, node.args, kinds))
         if not isinstance(target, torch._ops.OpOverload) or node.kwargs.keys() - {
             argument.name for argument in target._schema.arguments
         }:
@@ -202,11 +203,6 @@ class _Builder:
     def _scripted(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Returns what a function in TorchScript gives for values."""
         return self._graph.insertGraph(_script(function).graph, list(inputs))[0]
-
-    def _scripted_argument(self, given: Any) -> Any:
-        if isinstance(given, list | tuple):
-            return self._list(given, _Types.OptionalType(_Types.TensorType.get()))
-        return self._value(given)
 
     def _either(self, condition: Any, first: Callable[[], Any], second: Callable[[], Any]) -> Any:
         """Returns a tensor that one or the other computes, as a condition says."""

@@ -84,7 +84,7 @@ class Method:
             weight is not None and place in written for place, weight in enumerate(self._template)
         )
         constants = self.weights.keys() - written
-        self._graph_module = check_indices(module, constants, offsets_only=not checks_indices)
+        self._graph_module = check_indices(module, constants, unchecked_only=not checks_indices)
         self._checks_indices = self._graph_module is not module
         self._forward = leaving_nesting(self._graph_module)
 

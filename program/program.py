@@ -217,8 +217,9 @@ def load(
       checks_indices: whether calls check that what they select exists, such as a token's embedding,
         where that depends on values, and raise DataViolation if not. None for doing so on devices
         other than the host. There an error would leave the device of no use to the process; on the
-        host torch raises one of its own without, but for where bags of embeddings and segments
-        begin, which is always checked.
+        host torch raises one of its own without, but for where bags of embeddings, segments and
+        compressed rows begin, lengths of segments that are declared safe, rows to be compressed,
+        and labels of `ctc_loss`, which are always checked.
 
     Raises:
       CorruptProgramError: files are missing, truncated or malformed.
