@@ -145,7 +145,7 @@ def obstacle(program: Program, method: str) -> str | None:
     if possibly_mutated_inputs(program.methods[method].graph_module.graph):
         return "may change its inputs"
     if program.methods[method].checks_indices:
-        return "takes values for where bags or segments begin, which compiled code does not check"
+        return "takes values that compiled code does not check, such as where bags begin"
     if any(spec.integer is not None for spec in contract.outputs):
         return "returns sizes"
     if any(spec.tensor is None for spec in contract.inputs):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slipway.program import index_checks, linears
+from slipway.program import index_checks, linears, traps
 from slipway.program.cases import AnsweredCase, case_inputs
 from slipway.program.convolutions import prepare_convolutions
 from slipway.program.engine import EngineFailure
@@ -52,7 +52,7 @@ _SIZES: dict[object, str] = {
 }
 
 # Functions of ours that graphs may call, written in TorchScript.
-_SCRIPTED = {masked_fill, matmul_div, matmul_mul, *index_checks.SCRIPTED}
+_SCRIPTED = {masked_fill, matmul_div, matmul_mul, *index_checks.SCRIPTED, *traps.SCRIPTED}
 
 _Types = torch._C
 

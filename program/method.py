@@ -23,6 +23,7 @@ from slipway.program.index_checks import check_indices
 from slipway.program.mutation import possibly_mutated_inputs
 from slipway.program.scalar_types import ScalarType
 from slipway.program.torch_types import is_fresh
+from slipway.program.traps import avoid_traps
 from slipway.program.trees import StructureError
 from slipway.program.vmap import leaving_nesting
 from slipway.proto import program_pb2 as pb
@@ -84,7 +85,9 @@ class Method:
             weight is not None and place in written for place, weight in enumerate(self._template)
         )
         constants = self.weights.keys() - written
-        self._graph_module = check_indices(module, constants, unchecked_only=not checks_indices)
+        self._graph_module = check_indices(
+            avoid_traps(module), constants, unchecked_only=not checks_indices
+        )
         self._checks_indices = self._graph_module is not module
         self._forward = leaving_nesting(self._graph_module)
 
@@ -114,7 +117,7 @@ class Method:
 
     @property
     def checks_indices(self) -> bool:
-        """Returns whether calls find out that what they select does not exist, as `load` says."""
+        """Returns whether calls look at values before operators do, as `load` says."""
         return self._checks_indices
 
     @property

@@ -1,0 +1,97 @@
+"""Values at which torch's kernels for the host end the process, kept away from them.
+
+A processor traps where the least integer is divided by -1, which torch leaves to it; and the
+gradient of sampling by a grid looks for what is beyond the picture outside of its memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+
+import torch
+from torch import fx
+
+__all__ = ["SCRIPTED", "avoid_traps"]
+
+_aten = torch.ops.aten
+
+_DIVISIONS = {
+    _aten.div.Tensor_mode,
+    _aten.div_.Tensor_mode,
+    _aten.divide.Tensor_mode,
+    _aten.divide_.Tensor_mode,
+    torch.ops.prims.div.default,
+}
+_SAMPLING = {
+    _aten._grid_sampler_2d_cpu_fallback_backward.default,
+    _aten.grid_sampler_2d_backward.default,
+}
+
+
+def divisor(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Returns what to divide by instead of `y`: 1, not -1, where `x` is the least integer.
+
+    That gives the least integer again, as the other ways of dividing do.
+    """
+    dtype = torch.result_type(x, y)
+    if dtype != torch.int32 and dtype != torch.int64:
+        return y
+    whole = x.to(dtype)
+    is_least = torch.logical_and(torch.lt(whole, 0), torch.eq(whole, torch.neg(whole)))
+    return torch.where(torch.logical_and(is_least, torch.eq(y, -1)), 1, y).to(dtype)
+
+
+def near_places(grid: torch.Tensor) -> torch.Tensor:
+    """Returns a grid whose places are numbers, and not so far off that they are no integers.
+
+    What is no number lies beyond the picture then, where nothing changes from place to place.
+    """
+    return torch.clamp(torch.nan_to_num(grid, nan=-2.0), -1e6, 1e6)
+
+
+SCRIPTED = (divisor, near_places)
+"""What `avoid_traps` puts into graphs. It is TorchScript, and depends on dtypes."""
+
+
+def avoid_traps(module: fx.GraphModule) -> fx.GraphModule:
+    """Returns a graph, with its subgraphs, that no values end the process in.
+
+    Returns:
+      A graph with the same inputs and outputs. `module` itself, which is not changed, if it has no
+      such operators.
+    """
+    if not any(_place(node) for graph in _graphs(module) for node in graph.graph.nodes):
+        return module
+    changed = copy.deepcopy(module)
+    for graph in _graphs(changed):
+        for node in graph.graph.nodes:
+            place = _place(node)
+            if place:
+                function = near_places if node.target in _SAMPLING else divisor
+                arguments = (node.args[place],) if function is near_places else node.args[:2]
+                with graph.graph.inserting_before(node):
+                    replaced = graph.graph.call_function(function, tuple(arguments))
+                node.update_arg(place, replaced)
+        graph.recompile()
+    return changed
+
+
+def _graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
+    return [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+
+
+def _place(node: fx.Node) -> int:
+    """Returns which argument of a node may have such values; 0 if none has."""
+    place = 2 if node.target in _SAMPLING else 1 if node.target in _DIVISIONS else 0
+    return place if place < len(node.args) and _is_tensor(node.args[place]) else 0
+
+
+def _is_tensor(given: object) -> bool:
+    # Sizes are no least integers, and other numbers are constants.
+    if not isinstance(given, fx.Node):
+        return False
+    if isinstance(given.target, torch._ops.OpOverload):
+        returns = given.target._schema.returns
+        return bool(returns) and str(returns[0].type) == "Tensor"
+    return given.op != "call_function" or given.target is operator.getitem

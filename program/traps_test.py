@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from slipway.program.interpreter import InterpretedGraph
+from slipway.program.traps import avoid_traps
+
+_aten = torch.ops.aten
+
+
+def traced(function: Callable[..., object], *examples: torch.Tensor) -> fx.GraphModule:
+    """Returns the graph of a function that gives a tensor."""
+    module = make_fx(function, pre_dispatch=True)(*examples)
+    output = module.graph.output_node()
+    output.args = ((output.args[0],),)
+    module.recompile()
+    return module
+
+
+def results(module: fx.GraphModule, *given: torch.Tensor) -> list[torch.Tensor]:
+    """Returns what a graph gives in Python and in torch's interpreter."""
+    return [module(*given)[0], InterpretedGraph(module.graph, {}).run(given)[0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+@pytest.mark.parametrize("other", [torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda x, y: torch.div(x, y, rounding_mode="trunc"),
+        lambda x, y: torch.divide(x, y, rounding_mode="trunc"),
+        lambda x, y: x.clone().div_(y, rounding_mode="trunc"),
+        lambda x, y: torch.div(x, y[1], rounding_mode="trunc"),
+    ],
+)
+def test_the_least_integer_is_divided(
+    divide: Callable[..., object], dtype: torch.dtype, other: torch.dtype
+) -> None:
+    least = torch.iinfo(dtype).min
+    x, y = torch.tensor([7, -9, 5], dtype=dtype), torch.tensor([2, -1, 3], dtype=other)
+    module = traced(divide, x, y)
+    avoiding = avoid_traps(module)
+    (expected,) = module(x, y)
+    for actual in results(avoiding, x, y):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    for actual in results(avoiding, torch.tensor([least, least, 5], dtype=dtype), y):
+        assert actual.dtype is expected.dtype
+        wide = expected.dtype is not dtype
+        assert actual[1].item() == (-least if wide else least)
+
+
+def test_primitives_divide_the_least_integer() -> None:
+    least = torch.tensor([torch.iinfo(torch.int64).min])
+    module = traced(lambda x, y: torch.ops.prims.div(x, y), least, torch.tensor([2]))
+    for actual in results(avoid_traps(module), least, torch.tensor([-1])):
+        assert torch.equal(actual, least)
+
+
+def test_numbers_with_fractions_are_divided_as_they_are() -> None:
+    x, y = torch.tensor([7.5, -1e30, torch.inf, torch.nan]), torch.tensor([-1.0, -1.0, -1.0, 0.0])
+    module = traced(lambda x, y: torch.div(x, y, rounding_mode="trunc"), x, y)
+    for actual in results(avoid_traps(module), x, y):
+        torch.testing.assert_close(actual, module(x, y)[0], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_a_gradient_by_a_grid_is_of_the_picture(padding: int) -> None:
+    def gradient(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        ones = torch.ones_like(grid[None, :, :, :, 0])
+        return _aten.grid_sampler_2d_backward(  # type: ignore[no-any-return]
+            ones[0][:, None], x, grid, 0, padding, False, [True, True]
+        )[1]
+
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    grid = torch.linspace(-1.5, 1.5, 162).reshape(1, 9, 9, 2)
+    module = traced(gradient, x, grid)
+    avoiding = avoid_traps(module)
+    for actual in results(avoiding, x, grid):
+        torch.testing.assert_close(actual, module(x, grid)[0], rtol=0, atol=0)
+    for wrong in (torch.nan, torch.inf, -torch.inf, 3e38):
+        for actual in results(avoiding, x, torch.full_like(grid, wrong)):
+            assert actual.isfinite().all()
+
+
+def test_subgraphs_are_kept_from_them_too() -> None:
+    inner, outer = fx.Graph(), fx.Graph()
+    x, y = inner.placeholder("x"), inner.placeholder("y")
+    inner.output((inner.call_function(_aten.div.Tensor_mode, (x, y), {"rounding_mode": "trunc"}),))
+    root = torch.nn.Module()
+    root.subgraph = fx.GraphModule(torch.nn.Module(), inner)
+    given = [outer.placeholder("x"), outer.placeholder("y")]
+    outer.output(outer.call_module("subgraph", tuple(given)))
+    least = torch.tensor([torch.iinfo(torch.int64).min])
+    avoiding = avoid_traps(fx.GraphModule(root, outer))
+    assert torch.equal(avoiding(least, torch.tensor([-1]))[0], least)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.div(x, 3, rounding_mode="trunc"),
+        lambda x: x // x,
+        lambda x: x / x,
+    ],
+)
+def test_other_graphs_are_left_alone(function: Callable[..., object]) -> None:
+    module = traced(function, torch.tensor([7]))
+    assert avoid_traps(module) is module
