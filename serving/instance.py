@@ -32,6 +32,10 @@ _LOOKUP = re.compile(
     r"|Expected i < index_size to be true"
     r"|offsets\[0\] has to be 0|offsets\[-1\] can not be greater than input's length \d+"
     r"|Number of elements of source < number of ones in mask"
+    r"|Target -?\d+ is out of bounds|'?target'? (?:is )?out of range|[Ff]ound an invalid max index"
+    r"|lengths contains negative value|Expected all rows of lengths along axis to sum to"
+    r"|repeats can not be negative|bincount only supports 1-d non-negative integral inputs"
+    r"|sorter index out of range"
     # Where there are no elements at all:
     r"|self indexing axis dim should be positive|out of bounds for dimension with size 0"
     r"|tried to take from an empty tensor"

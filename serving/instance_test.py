@@ -122,6 +122,26 @@ def failure_of(action: str) -> Exception:
                 torch.nn.functional.one_hot(torch.tensor([7]), 4)
             case "negative class":
                 torch.nn.functional.one_hot(torch.tensor([-1]), 4)
+            case "target":
+                torch.nn.functional.cross_entropy(torch.zeros(1, 4), torch.tensor([7]))
+            case "target of a margin":
+                torch.nn.functional.multi_margin_loss(torch.zeros(1, 4), torch.tensor([7]))
+            case "targets of a margin":
+                torch.nn.functional.multilabel_margin_loss(torch.zeros(1), torch.tensor([7]))
+            case "place in a window":
+                torch.nn.functional.max_unpool2d(
+                    torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 7), 2
+                )
+            case "length":
+                torch.segment_reduce(torch.zeros(4), "sum", lengths=torch.tensor([-1, 5]))
+            case "lengths":
+                torch.segment_reduce(torch.zeros(4), "sum", lengths=torch.tensor([1, 2]))
+            case "repeats":
+                torch.repeat_interleave(torch.zeros(1), torch.tensor([-1]))
+            case "count":
+                torch.bincount(torch.tensor([-1]))
+            case "sorter":
+                torch.searchsorted(torch.zeros(1), torch.zeros(1), sorter=torch.tensor([7]))
             case "memory":
                 torch.empty(2**45)
             case _:
@@ -149,6 +169,15 @@ def failure_of(action: str) -> Exception:
         (failure_of("take of nothing"), InvalidRequestError),
         (failure_of("class"), InvalidRequestError),
         (failure_of("negative class"), InvalidRequestError),
+        (failure_of("target"), InvalidRequestError),
+        (failure_of("target of a margin"), InvalidRequestError),
+        (failure_of("targets of a margin"), InvalidRequestError),
+        (failure_of("place in a window"), InvalidRequestError),
+        (failure_of("length"), InvalidRequestError),
+        (failure_of("lengths"), InvalidRequestError),
+        (failure_of("repeats"), InvalidRequestError),
+        (failure_of("count"), InvalidRequestError),
+        (failure_of("sorter"), InvalidRequestError),
         (failure_of("memory"), ResourceExhaustedError),
         (torch.OutOfMemoryError("CUDA out of memory"), ResourceExhaustedError),
         (MemoryError(), ResourceExhaustedError),
