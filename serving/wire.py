@@ -9,7 +9,7 @@ response is a serialised header with the tensors appended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.errors import InvalidRequestError
@@ -27,6 +27,20 @@ _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 _REQUEST_ID = protocol.ModelInferRequest.ID_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 _RAW_INPUT = protocol.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
+# Tensors, and the parameters of each.
+_TENSOR_PARAMETERS = {
+    tensors << 3 | _LENGTH_DELIMITED: parameters << 3 | _LENGTH_DELIMITED
+    for tensors, parameters in (
+        (
+            protocol.ModelInferRequest.INPUTS_FIELD_NUMBER,
+            protocol.ModelInferRequest.InferInputTensor.PARAMETERS_FIELD_NUMBER,
+        ),
+        (
+            protocol.ModelInferRequest.OUTPUTS_FIELD_NUMBER,
+            protocol.ModelInferRequest.InferRequestedOutputTensor.PARAMETERS_FIELD_NUMBER,
+        ),
+    )
+}
 _RESPONSE_ID = bytes([protocol.ModelInferResponse.ID_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 _RAW_OUTPUT = bytes(
     [protocol.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED]
@@ -36,7 +50,8 @@ MAX_MESSAGE_SIZE = 2**31 - 1
 """Bytes of the largest message that protobuf can hold."""
 
 _MOST_FIELDS = 10_000
-"""Fields of a request, of which each tensor, parameter and name is one."""
+"""Fields of a request, of which each tensor, parameter and name is one. Its tensors have no more
+parameters together, and three times as many fields."""
 
 SplitRequest = tuple[bytes, bytes, list[memoryview]]
 """The header, a ModelInferRequest without id and tensors; the id; and the tensors' contents."""
@@ -96,7 +111,13 @@ def split_request(message: bytes) -> SplitRequest:
         raise not_a_request(message) from None
     if header_start < end:
         header.append(view[header_start:end])
-    return b"".join(header), identifier, contents
+    whole = b"".join(header)
+    if len(whole) > 2 * _MOST_FIELDS:
+        try:
+            _check_tensors(whole)
+        except IndexError:
+            raise not_a_request(message) from None
+    return whole, identifier, contents
 
 
 def join_response(header: bytes, identifier: bytes, contents: Iterable[memoryview]) -> bytes:
@@ -126,6 +147,41 @@ def not_a_request(message: bytes) -> InvalidRequestError:
     """Returns the error for bytes that are no ModelInferRequest."""
     name = protocol.ModelInferRequest.DESCRIPTOR.full_name
     return InvalidRequestError(f"the {len(message)} bytes received are no {name}")
+
+
+def _check_tensors(header: bytes) -> None:
+    """Raises InvalidRequestError for more fields of tensors than there can be reason for.
+
+    protobuf takes a tenth of a second for the parameters that fit into a megabyte, and holds
+    Python's lock meanwhile.
+    """
+    fields = parameters = 0
+    for tag, start, end in _fields(header, 0, len(header)):
+        if tag not in _TENSOR_PARAMETERS:
+            continue
+        for field, _, _ in _fields(header, start, end):
+            fields += 1
+            parameters += field == _TENSOR_PARAMETERS[tag]
+            if parameters > _MOST_FIELDS or fields > 3 * _MOST_FIELDS:
+                raise InvalidRequestError(
+                    f"the inputs and outputs of the request have more than {_MOST_FIELDS} "
+                    f"parameters, or more than {3 * _MOST_FIELDS} fields of any kind"
+                )
+
+
+def _fields(message: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yields the tag of each field between two positions, and where its content starts and ends."""
+    while position < end:
+        tag, position = _varint(message, position)
+        content = position
+        if tag & 7 == _LENGTH_DELIMITED:
+            size, content = _varint(message, position)
+            position = content + size
+        else:
+            position = _skip(message, position, tag & 7)
+        if position > end:
+            raise IndexError
+        yield tag, content, position
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:

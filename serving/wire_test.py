@@ -174,3 +174,44 @@ def test_no_more_fields_than_any_model_has_tensors(field: bytes) -> None:
     split_request(field * 10_000)
     with pytest.raises(InvalidRequestError, match="more than 10000 inputs, outputs"):
         split_request(field * 10_001)
+
+
+@pytest.mark.parametrize(
+    ("tag", "field", "most"),
+    [
+        (b"\x2a", b"\x22\x00", 10_000),
+        (b"\x32", b"\x12\x00", 10_000),
+        (b"\x2a", b"\x0a\x00", 30_000),
+        (b"\x32", b"\x22\x00", 30_000),
+    ],
+    ids=["parameters of inputs", "parameters of outputs", "names", "unknown fields"],
+)
+def test_no_more_fields_of_tensors_than_there_can_be_reason_for(
+    tag: bytes, field: bytes, most: int
+) -> None:
+    def tensor(fields: int) -> bytes:
+        size = 2 * fields
+        encoded = bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14])
+        return tag + encoded + field * fields
+
+    split_request(tensor(most // 2) * 2)
+    with pytest.raises(InvalidRequestError, match="outputs of the request have more than 10000 pa"):
+        split_request(tensor(most // 2) + tensor(most // 2 + 1))
+
+
+def test_a_tensor_with_many_elements_is_no_tensor_with_many_fields() -> None:
+    request = Request()
+    item = request.inputs.add(name="x", datatype="FP32", shape=[100_000])
+    item.contents.fp32_contents.extend([1.5] * 100_000)
+    assert rejoined(request.SerializeToString()) == request
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\x22", b"\x22\x05ab", b"\x23", b"\x22" + b"\xff" * 11], ids=str
+)
+def test_a_large_tensor_that_is_no_message_is_refused(damage: bytes) -> None:
+    content = b"\x0a\xe0\xd4\x03" + b"x" * 60_000 + damage
+    message = b"\x2a" + bytes([len(content) & 0x7F | 0x80, len(content) >> 7 & 0x7F | 0x80])
+    message += bytes([len(content) >> 14]) + content
+    with pytest.raises(InvalidRequestError, match=f"the {len(message)} bytes received are no"):
+        split_request(message)
