@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections import OrderedDict
@@ -155,6 +156,14 @@ class RequestQueue:
         for pending in found:
             self.remove(pending)
         return found
+
+    def less_urgent(self, priority: int) -> Iterator[PendingRequest]:
+        """Yields the requests that are less urgent than a priority, those to run last first."""
+        groups = (group for key, group in self._groups.items() if key[0] > priority)
+        return heapq.merge(
+            *map(reversed, groups),
+            key=lambda pending: (-pending.request.plan.priority, -pending.arrived),
+        )
 
     def __iter__(self) -> Iterator[PendingRequest]:
         for group in self._groups.values():

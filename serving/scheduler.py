@@ -162,6 +162,8 @@ class Scheduler:
     def submit(self, pending: PendingRequest) -> None:
         """Takes a request on: it will be answered.
 
+        Where there is no room for it, it takes the place of less urgent ones, which are refused.
+
         The caller calls `run_pending` soon after; that of one thread, for all it has submitted.
 
         Raises:
@@ -171,6 +173,7 @@ class Scheduler:
         """
         size = pending.request.size
         options = self._options
+        displaced = None
         with self._condition:
             queue = self._queue
             if self._is_closed:
@@ -178,12 +181,7 @@ class Scheduler:
             if queue.count >= options.max_queue_requests or (
                 queue.count and queue.size + size > options.max_queue_bytes
             ):
-                raise OverloadedError(
-                    f"{self._executor.subject} has {queue.count} requests waiting, {queue.size} "
-                    f"bytes in all; max_queue_requests is {options.max_queue_requests}, and "
-                    f"max_queue_bytes {options.max_queue_bytes}: try again later",
-                    retry_after=self._seconds_until_run(queue.rows),
-                )
+                displaced = self._displaced_by(pending)
             if pending.expires < math.inf:
                 if pending.expires <= pending.arrived:
                     raise self._executor.deadline_error(pending)
@@ -203,7 +201,12 @@ class Scheduler:
                     )
                 self._next_expiry = min(self._next_expiry, pending.expires)
             self._memory.take(size)
+            if displaced is not None:
+                for other in displaced:
+                    queue.remove(other)
             queue.put(pending)
+        if displaced is not None:
+            self._refuse(displaced)
 
     def run_pending(self) -> bool:
         """Runs batches where that is quick, or wakes a thread that does.
@@ -316,6 +319,43 @@ class Scheduler:
         """Returns until when a request may wait for others; it is to be answered in time."""
         delay = self._options.batch_delay
         return pending.arrived + min(delay, (pending.expires - pending.arrived) / 2)
+
+    def _displaced_by(self, pending: PendingRequest) -> list[PendingRequest]:
+        """Returns the less urgent requests that have to go for one that there is no room for.
+
+        Raises:
+          OverloadedError: there are not enough of them.
+        """
+        queue, options = self._queue, self._options
+        count, size = queue.count, queue.size
+        displaced = []
+        for other in queue.less_urgent(pending.request.plan.priority):
+            displaced.append(other)
+            count -= 1
+            size -= other.request.size
+            if count < options.max_queue_requests and (
+                not count or size + pending.request.size <= options.max_queue_bytes
+            ):
+                return displaced
+        raise OverloadedError(
+            f"{self._executor.subject} has {queue.count} requests waiting, {queue.size} "
+            f"bytes in all; max_queue_requests is {options.max_queue_requests}, and "
+            f"max_queue_bytes {options.max_queue_bytes}: try again later",
+            retry_after=self._seconds_until_run(queue.rows),
+        )
+
+    def _refuse(self, displaced: Sequence[PendingRequest]) -> None:
+        """Answers requests that more urgent ones have taken the place of."""
+        error = OverloadedError(
+            f"{self._executor.subject} has no room for this request any more, as more urgent ones "
+            f"have come; max_queue_requests is {self._options.max_queue_requests}, and "
+            f"max_queue_bytes {self._options.max_queue_bytes}: try again later",
+            retry_after=self._seconds_until_run(self._queue.rows),
+        )
+        for pending in displaced:
+            self._memory.give_back(pending.request.size)
+            if not self._executor.drop(pending, time.monotonic()):
+                self._executor.fail(pending, error)
 
     def _may_start(self) -> bool:
         """Returns whether requests wait and an instance is free.

@@ -67,6 +67,57 @@ def test_a_queue_is_bounded_in_bytes_but_takes_one_request_always(
     assert all(answer.outputs for answer in answers)
 
 
+def test_an_urgent_request_takes_the_place_of_the_least_urgent_that_came_last(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(max_queue_requests=4)
+    busy = bench.occupy()
+    first, last, urgent, least = (
+        bench.submit(affine(priority=priority)) for priority in (8, 8, 2, 9)
+    )
+    more = [bench.submit(affine(priority=3)), bench.submit(affine(priority=7))]
+    for refused in (least, last):
+        refused.wait()
+        assert isinstance(refused.error, OverloadedError)
+        assert "more urgent ones have come, and at most 4 of" in str(refused.error)
+        assert refused.error.retry_after >= 0
+    with pytest.raises(OverloadedError, match=r"has 4 requests of .* waiting, and at most 4 "):
+        bench.submit(affine(priority=8))
+    finish(bench, busy, [first, urgent, *more])
+    assert all(answer.outputs for answer in (first, urgent, *more))
+    assert failures(bench) == 2
+
+
+def test_as_many_give_way_as_there_is_room_wanted_for(make_bench: MakeBench) -> None:
+    small, large = len(affine(priority=9)), len(affine(rows=8, priority=1))
+    bench = make_bench(max_queue_bytes=6 * small)
+    busy = bench.occupy()
+    waiting = [bench.submit(affine(priority=9)) for _ in range(6)]
+    urgent = bench.submit(affine(rows=8, priority=1))
+    kept = (6 * small - large) // small
+    assert 0 < kept < 5
+    assert bench.model("affine").scheduler.queued == (1 + kept, large + kept * small)
+    # All the rest together would not make room for another.
+    with pytest.raises(OverloadedError, match="and at most 1024 of"):
+        bench.submit(affine(rows=8, priority=9))
+    for refused in waiting[kept:]:
+        refused.wait()
+        assert isinstance(refused.error, OverloadedError)
+    finish(bench, busy, [urgent, *waiting[:kept]])
+    assert all(answer.outputs for answer in (urgent, *waiting[:kept]))
+
+
+def test_nobody_gives_way_for_a_request_that_is_refused(make_bench: MakeBench) -> None:
+    bench = make_bench(max_queue_requests=2)
+    learn_rows(bench)
+    busy = bench.occupy()
+    waiting = [bench.submit(affine(priority=priority)) for priority in (1, 9)]
+    with pytest.raises(OverloadedError, match="would not answer this request before"):
+        bench.submit(affine(priority=2), expires_in=1e-9)
+    finish(bench, busy, waiting)
+    assert all(answer.outputs for answer in waiting)
+
+
 def test_memory_is_bounded_over_all_models_and_freed_by_answers(make_bench: MakeBench) -> None:
     bench = make_bench(memory=len(affine()) + len(lookup()))
     busy = bench.occupy()
