@@ -182,8 +182,9 @@ class WireCall:
         if message is not None:
             self._hand_over(message)
         else:
-            # Either it was cut off, and nobody reads this, or the client sent none.
-            text = f"{self.method} needs one request message, and got none"
+            # Either it was cut off, and nobody reads this, or the client sent none, or ended in the
+            # middle of it, which gRPC does not tell from none.
+            text = f"{self.method} needs one request message, and got none, or none that was whole"
             self.fail(InvalidRequestError(text))
         return self._finished()
 
