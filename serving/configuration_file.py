@@ -22,6 +22,11 @@ from slipway.serving.errors import StartupError
 __all__ = ["ConfigurationError", "Document", "read", "to_toml"]
 
 
+# What tomllib raises for integers that Python does not read, and for what overflows the stack. The
+# first is the base of its own error, too.
+_TOO_MUCH = (ValueError, RecursionError)
+
+
 class ConfigurationError(StartupError):
     """The configuration must change; the text has a line for each thing that is wrong."""
 
@@ -41,6 +46,11 @@ class Document:
             self.content = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigurationError([f"{name}:{_located(str(error), len(self._lines))}"]) from None
+        except _TOO_MUCH as error:
+            reason = "an integer has too many digits: TOML's have 64 bits"
+            if isinstance(error, RecursionError):
+                reason = "lists or tables lie too deep in each other: no setting has more than two"
+            raise ConfigurationError([f"{name}:{self._line_of(type(error))}: {reason}"]) from None
 
     def problem(self, path: Sequence[str], text: str) -> str:
         """Returns `text` with file and line of the key at `path` before it, if it is there."""
@@ -55,12 +65,23 @@ class Document:
         for end in range(1, len(self._lines) + 1):
             try:
                 content = tomllib.loads("".join(self._lines[:end]))
-            except tomllib.TOMLDecodeError:
+            except _TOO_MUCH:
                 continue
             if _has(content, path):
                 return good + 1
             good = end
         return 0
+
+    def _line_of(self, kind: type[Exception]) -> int:
+        """Returns the first line, from 1, that makes an error which names none."""
+        for end in range(1, len(self._lines)):
+            try:
+                tomllib.loads("".join(self._lines[:end]))
+            except tomllib.TOMLDecodeError:
+                continue
+            except kind:
+                return end
+        return len(self._lines)
 
 
 def read(path: Path) -> tuple[Configuration, Document]:

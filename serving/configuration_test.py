@@ -107,6 +107,31 @@ def test_one_thing_that_is_wrong(tmp_path: Path, text: str, expected: str) -> No
     assert problem.startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"[server]\nport = {'9' * 5000}\nhost = 1\n", "FILE:2: an integer has too many digits: "),
+        (f"[server]\nport = 0x{'f' * 5000}\n", "FILE:2: port is an integer of 20000 bits; 64 are"),
+        (
+            f"[models.m]\nlabels = {{ a = 0x{'f' * 5000} }}\n",
+            "FILE:2: labels.a is an integer of 20",
+        ),
+        (
+            f"[server]\nport = 1\nhost = {'[' * 5000}",
+            "FILE:3: lists or tables lie too deep in each",
+        ),
+        (f"[server]\nport = [\n{'[' * 900}\n{']' * 901}\n", "FILE:3: lists or tables lie too deep"),
+        (f"[server]\na = {'{a = ' * 5000}", "FILE:2: lists or tables lie too deep in each other"),
+    ],
+    ids=["digits", "hexadecimal", "label", "lists", "whole lists", "tables"],
+)
+def test_what_is_too_much_to_read_is_one_clear_error(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    (problem,) = problems(write(tmp_path, text))
+    assert problem.startswith(expected)
+
+
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     assert problems(tmp_path / "none.toml") == ["cannot read FILE: No such file or directory"]
     path = tmp_path / "binary.toml"

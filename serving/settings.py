@@ -115,6 +115,11 @@ class Setting:
         accepted = (int, float) if self.kind is float else (self.kind,)
         if type(value) not in accepted:
             raise SettingError(f"{name} must be {_type_name(self.kind())}, not {_type_name(value)}")
+        if isinstance(value, int) and value.bit_length() > 64:
+            # Python does not write all of these.
+            raise SettingError(
+                f"{name} is an integer of {value.bit_length()} bits; 64 are the most"
+            )
         if self.choices and value not in self.choices:
             raise SettingError(f"{name} is {value!r}; it must be one of {self.bounds_text}")
         if self.minimum is not None and self.maximum is not None:
