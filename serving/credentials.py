@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 
@@ -29,6 +29,9 @@ _LOGGER = logging.getLogger(__name__)
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
+
+# Of OpenSSL (X509_V_FLAG_NO_CHECK_TIME); Python has no name for it.
+_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
 
 _Content = TypeVar("_Content")
 
@@ -145,11 +148,19 @@ class TlsFiles:
         if client_authorities is not None:
             paths.append(client_authorities)
 
-        def read() -> grpc.ServerCertificateConfiguration:
+        def read() -> tuple[grpc.ServerCertificateConfiguration, float | None]:
             return _read_tls(certificate, key, client_authorities)
 
-        self._configuration = _Followed(paths, read, 0)
-        self._served = self._configuration.get()
+        self._content = _Followed(paths, read, 0)
+        self._served = self._content.get()[0]
+
+    @property
+    def expiry(self) -> float | None:
+        """Returns when the first of the server's certificates expires, in seconds since 1970.
+
+        None if it cannot be told of one that no client would take.
+        """
+        return self._content.get()[1]
 
     def credentials(self) -> grpc.ServerCredentials:
         """Returns what a port is opened with; each new connection gets the files of that moment."""
@@ -161,7 +172,7 @@ class TlsFiles:
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Returns what has changed; called by gRPC before each handshake."""
-        configuration = self._configuration.get()
+        configuration, _ = self._content.get()
         if configuration is self._served:
             return None
         self._served = configuration
@@ -189,7 +200,8 @@ def _read_tokens(path: Path) -> tuple[bytes, ...]:
 
 def _read_tls(
     certificate: Path, key: Path, client_authorities: Path | None
-) -> grpc.ServerCertificateConfiguration:
+) -> tuple[grpc.ServerCertificateConfiguration, float | None]:
+    """Returns what gRPC serves, and when the first of the server's certificates expires."""
     chain, secret = _read(certificate), _read(key)
     authorities = None if client_authorities is None else _read(client_authorities)
     # gRPC takes anything, and then fails each handshake in silence.
@@ -212,17 +224,32 @@ def _read_tls(
     if (chain, secret) != (_read(certificate), _read(key)):
         raise CredentialError(f"{certificate} or {key} changes while it is read")
     # It counts all the same: to go on with the one before would be no better for long.
-    if reason := _refusal(context, certificate):
-        _LOGGER.warning("clients refuse the certificate in %s: %s", certificate, reason)
-    return grpc.ssl_server_certificate_configuration([(secret, chain)], authorities)
+    client = _client(certificate)
+    try:
+        _accepted(client, context)
+    except ssl.SSLCertVerificationError as error:
+        _LOGGER.warning(
+            "clients refuse the certificate in %s: %s", certificate, error.verify_message
+        )
+    served = grpc.ssl_server_certificate_configuration([(secret, chain)], authorities)
+    return served, _expiry(client, context)
 
 
-def _refusal(server: ssl.SSLContext, certificate: Path) -> str:
-    """Returns why a client that trusts the certificate refuses it; empty if it does not."""
+def _client(certificate: Path) -> ssl.SSLContext:
+    """Returns a client that trusts a certificate."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.load_verify_locations(certificate)
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return client
+
+
+def _accepted(client: ssl.SSLContext, server: ssl.SSLContext) -> dict[str, Any]:
+    """Returns what a client knows of the certificate that it has accepted; nothing if it failed.
+
+    Raises:
+      SSLCertVerificationError: it refuses the certificate.
+    """
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = (
         client.wrap_bio(to_client, to_server),
@@ -233,11 +260,26 @@ def _refusal(server: ssl.SSLContext, certificate: Path) -> str:
             end.do_handshake()
         except ssl.SSLWantReadError:
             continue
-        except ssl.SSLCertVerificationError as error:
-            return error.verify_message
+        except ssl.SSLCertVerificationError:
+            raise
         except ssl.SSLError:
-            break  # what clients do then is not known
-    return ""
+            return {}  # what clients do then is not known
+    return ends[0].getpeercert() or {}
+
+
+def _expiry(client: ssl.SSLContext, server: ssl.SSLContext) -> float | None:
+    """Returns when the first certificate that a client is shown expires; None if that is not known.
+
+    Python tells it of authorities, and of a certificate that was accepted.
+    """
+    client.verify_flags |= _NO_CHECK_TIME
+    try:
+        own = _accepted(client, server)
+    except ssl.SSLCertVerificationError:
+        own = {}
+    if "notAfter" not in own:
+        return None
+    return min(ssl.cert_time_to_seconds(each["notAfter"]) for each in (own, *client.get_ca_certs()))
 
 
 def _read(path: Path) -> bytes:

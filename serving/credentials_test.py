@@ -4,11 +4,12 @@ import hashlib
 import logging
 import os
 import resource
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from slipway.serving.credentials import CredentialError, TlsFiles, TokenFile
@@ -155,6 +156,25 @@ def test_a_certificate_that_has_expired_is_a_warning(
     assert record.message == (
         f"clients refuse the certificate in {pki.certificate}: certificate has expired"
     )
+
+
+@pytest.mark.parametrize("year", [2020, 2040])
+def test_when_a_certificate_expires_is_known_before_and_after(pki: Pki, year: int) -> None:
+    expires = datetime(year, 5, 6, 7, 8, 9, tzinfo=UTC)
+    pki.issue(not_after=expires)
+    files = TlsFiles(pki.certificate, pki.key, pki.clients)
+    assert files.expiry == expires.timestamp()
+    pki.issue(not_after=expires + timedelta(days=1))
+    assert files.expiry == expires.timestamp() + 86400
+
+
+def test_the_first_certificate_of_a_chain_to_expire_counts(pki: Pki) -> None:
+    pki.issue(not_after=datetime(9000, 1, 1, tzinfo=UTC))
+    chain = pki.certificate.read_bytes() + pki.authority.cert_pem.bytes()
+    pki.certificate.write_bytes(chain)
+    authority = x509.load_pem_x509_certificate(pki.authority.cert_pem.bytes())
+    expected = authority.not_valid_after_utc.timestamp()
+    assert TlsFiles(pki.certificate, pki.key, None).expiry == expected
 
 
 @pytest.mark.parametrize("name", ["certificate", "key", "clients"])

@@ -21,6 +21,7 @@ from slipway.serving.signals import let_signals_end_it, stop_event
 from slipway.serving.supervisor import Supervisor, follow_parent, reserve_port, worker_command
 
 if TYPE_CHECKING:
+    from slipway.serving.credentials import TlsFiles
     from slipway.serving.server import InferenceServer
 
 __all__ = ["main"]
@@ -106,12 +107,12 @@ def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
     host, port, credentials = settings.server.host, settings.server.port, security.credentials
     if settings.server.processes > 1:
         # Clients are not to reach one of them that is loading, while others could answer.
-        _start_monitoring(server, settings)
+        _start_monitoring(server, settings, security.tls)
         count = server.load(stop.is_set)
         address = server.start(host, port, credentials)
     else:
         address = server.start(host, port, credentials)
-        _start_monitoring(server, settings)
+        _start_monitoring(server, settings, security.tls)
         count = server.load(stop.is_set)
     if count or (settings.repository.model_control == "explicit" and not stop.is_set()):
         print(f"slipway: serving {count} programs at {address}", flush=True)
@@ -135,7 +136,9 @@ def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
     return code
 
 
-def _start_monitoring(server: InferenceServer, settings: Configuration) -> None:
+def _start_monitoring(
+    server: InferenceServer, settings: Configuration, tls: TlsFiles | None
+) -> None:
     if not settings.monitoring.metrics:
         return
     given = settings.monitoring.metrics_port
@@ -154,7 +157,7 @@ def _start_monitoring(server: InferenceServer, settings: Configuration) -> None:
         ports.append(0)
     for candidate in ports:
         try:
-            address = server.start_monitoring(settings.server.host, candidate)
+            address = server.start_monitoring(settings.server.host, candidate, tls)
         except StartupError:
             if candidate == ports[-1]:
                 raise

@@ -24,6 +24,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from slipway.program import VERSION
+from slipway.serving.credentials import TlsFiles
 from slipway.serving.devices import Device
 from slipway.serving.histograms import Histogram
 from slipway.serving.inference import InferenceFrontend
@@ -53,6 +54,7 @@ class Sources:
       streams: that are open.
       memory: of all requests.
       devices: where models run.
+      tls: the server's certificates; None if it has none.
     """
 
     repository: Repository
@@ -61,6 +63,7 @@ class Sources:
     streams: InferenceStreams
     memory: MemoryBudget
     devices: Sequence[Device]
+    tls: TlsFiles | None = None
 
 
 class Metrics:
@@ -119,6 +122,14 @@ class _ServerCollector(Collector):
             "Bytes that these may have.",
             sources.memory.limit,
         )
+        expiry = GaugeMetricFamily(
+            "slipway_tls_certificate_expiry_timestamp_seconds",
+            "When the first of the server's certificates expires, in seconds since 1970.",
+            labels=[],
+        )
+        if sources.tls is not None and sources.tls.expiry is not None:
+            expiry.add_metric([], sources.tls.expiry)
+        yield expiry
         allocated = GaugeMetricFamily(
             "slipway_device_memory_allocated_bytes",
             "Bytes held by this process.",

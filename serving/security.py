@@ -25,11 +25,16 @@ class Security:
 
     Attributes:
       authorizer: who may call which method.
-      credentials: for TLS; None to go without.
+      tls: what TLS is made of; None to go without.
     """
 
     authorizer: Authorizer
-    credentials: grpc.ServerCredentials | None
+    tls: TlsFiles | None
+
+    @property
+    def credentials(self) -> grpc.ServerCredentials | None:
+        """Returns what to open the port with; None without TLS."""
+        return None if self.tls is None else self.tls.credentials()
 
     @classmethod
     def of(cls, configuration: Configuration) -> Security:
@@ -50,7 +55,7 @@ class Security:
         )
         for doubt in doubts(settings):
             _LOGGER.warning("%s", doubt)
-        return cls(authorizer, None if tls is None else tls.credentials())
+        return cls(authorizer, tls)
 
 
 def tls_files(settings: SecuritySettings) -> TlsFiles | None:

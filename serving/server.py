@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import socket
@@ -16,6 +17,7 @@ from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.authorization import Authorizer
 from slipway.serving.configuration import LimitSettings
 from slipway.serving.control import ControlMode, RepositoryControl
+from slipway.serving.credentials import TlsFiles
 from slipway.serving.errors import StartupError, UnavailableError
 from slipway.serving.health import Health
 from slipway.serving.inference import InferenceFrontend
@@ -164,7 +166,7 @@ class InferenceServer:
         self._transport.start()
         return f"{bracketed}:{bound}"
 
-    def start_monitoring(self, host: str, port: int) -> str:
+    def start_monitoring(self, host: str, port: int, tls: TlsFiles | None = None) -> str:
         """Serves metrics and the status page over HTTP, and returns their address as HOST:PORT.
 
         They are there while models load, and until the end of `drain`.
@@ -172,11 +174,13 @@ class InferenceServer:
         Args:
           host: a name or address of this machine.
           port: 0 for any that is free.
+          tls: the certificates whose end the metrics tell of; None if there are none.
 
         Raises:
           StartupError: the address cannot be had.
         """
-        self._monitoring = Monitoring(host, port, self._sources)
+        sources = dataclasses.replace(self._sources, tls=tls)
+        self._monitoring = Monitoring(host, port, sources)
         return self._monitoring.address
 
     def load(self, is_stopping: Callable[[], bool]) -> int:

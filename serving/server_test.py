@@ -14,12 +14,14 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import torch
+import trustme
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
@@ -28,6 +30,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from slipway.program import Method
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving import transport
+from slipway.serving.credentials import TlsFiles
 from slipway.serving.errors import InvalidRequestError, OverloadedError, ServingError
 from slipway.serving.host import Host
 from slipway.serving.loader import Loader
@@ -77,8 +80,8 @@ class Running:
         response: bytes = self.channel.unary_unary(path)(request.SerializeToString(), timeout=60)
         return response
 
-    def metric(self, name: str, labels: dict[str, str]) -> float:
-        address = self.server.start_monitoring("127.0.0.1", 0)
+    def metric(self, name: str, labels: dict[str, str], tls: TlsFiles | None = None) -> float:
+        address = self.server.start_monitoring("127.0.0.1", 0, tls)
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as response:
             families = text_string_to_metric_families(response.read().decode())
             samples = [sample for family in families for sample in family.samples]
@@ -127,6 +130,17 @@ def test_while_loading_it_is_unavailable_and_then_it_is_not(running: Running) ->
     for service in ("", "affine"):
         assert running.health(service) == health_pb2.HealthCheckResponse.SERVING
     assert running.infer().outputs[0].shape == [1, 3]
+
+
+def test_the_metrics_tell_when_the_certificate_expires(running: Running, tmp_path: Path) -> None:
+    expires = datetime(2036, 5, 6, 7, 8, 9, tzinfo=UTC)
+    issued = trustme.CA().issue_cert("localhost", not_after=expires)
+    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+    certificate.write_bytes(issued.cert_chain_pems[0].bytes())
+    key.write_bytes(issued.private_key_pem.bytes())
+    name = "slipway_tls_certificate_expiry_timestamp_seconds"
+    assert running.metric(name, {}) == 0
+    assert running.metric(name, {}, TlsFiles(certificate, key, None)) == expires.timestamp()
 
 
 def test_a_version_is_ready_by_its_label_too(running: Running) -> None:
