@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -29,6 +30,9 @@ _LOGGER = logging.getLogger(__name__)
 
 MAX_STREAMS = 64
 """Streams that are open at the same time; each takes two threads."""
+
+_IDLE_SECONDS = 30.0
+"""For how long nothing has happened on a stream that gives way to another."""
 
 _MAX_UNANSWERED = 256
 """Requests of one stream that are under way; no more are read until some are answered."""
@@ -59,28 +63,30 @@ class InferenceStreams:
         request that gets no result is answered on the stream, with the error's text, and the stream
         goes on.
 
+        Where too many streams are open, the one that has been idle for longest ends for a new one.
+
         Raises:
-          ResourceExhaustedError: too many streams are open.
-          UnavailableError: the server stops, and reads no more requests; what it had read has been
-            answered.
+          ResourceExhaustedError: too many streams are open, and none is idle.
+          UnavailableError: the server stops, or another stream takes the place of this one, and no
+            more requests are read; what had been read has been answered.
         """
         stream = _Stream(self._frontend, context, self._memory)
         with self._lock:
             if self._is_closing:
                 raise _stopping()
-            if len(self._open) >= MAX_STREAMS:
-                raise ResourceExhaustedError(
-                    f"{MAX_STREAMS} streams are open, and no more may be: close one, or use "
-                    "ModelInfer"
-                )
+            displaced = self._displaced() if len(self._open) >= MAX_STREAMS else None
+            if displaced is not None:
+                self._open.discard(displaced)
             self._open.add(stream)
+        if displaced is not None:
+            displaced.cut_off(_displacement())
         try:
             yield from stream.responses(messages)
         finally:
             with self._lock:
                 self._open.discard(stream)
-        if stream.is_cut_off:
-            raise _stopping()
+        if stream.reason is not None:
+            raise stream.reason
 
     @property
     def open_count(self) -> int:
@@ -93,11 +99,32 @@ class InferenceStreams:
             self._is_closing = True
             streams = list(self._open)
         for stream in streams:
-            stream.cut_off()
+            stream.cut_off(_stopping())
+
+    def _displaced(self) -> _Stream:
+        """Returns the stream that gives way to another.
+
+        Raises:
+          ResourceExhaustedError: none has been idle for long enough.
+        """
+        idle = min(self._open, key=lambda stream: stream.idle_since)
+        if time.monotonic() - idle.idle_since < _IDLE_SECONDS:
+            raise ResourceExhaustedError(
+                f"{MAX_STREAMS} streams are open, no more may be, and none has been idle for "
+                f"{_IDLE_SECONDS:g} seconds: close one, or use ModelInfer"
+            )
+        return idle
 
 
 def _stopping() -> UnavailableError:
     return UnavailableError("the server stops: open the stream again, or elsewhere")
+
+
+def _displacement() -> UnavailableError:
+    return UnavailableError(
+        f"{MAX_STREAMS} streams are open, and this one, which was idle for longest, gives way to "
+        "another: open it again when there are requests to send"
+    )
 
 
 class _Stream:
@@ -105,13 +132,14 @@ class _Stream:
 
     Attributes:
       cancelled: whether its client has gone.
-      is_cut_off: whether its client may have sent requests that were not read.
+      reason: why its client may have sent requests that were not read; None if it has not.
     """
 
     def __init__(
         self, frontend: InferenceFrontend, context: grpc.ServicerContext, memory: MemoryBudget
     ) -> None:
-        self.cancelled = self.is_cut_off = False
+        self.cancelled = False
+        self.reason: ServingError | None = None
         self._memory = memory
         # Bytes of answers; None once nobody reads them any more.
         self._unread: int | None = 0
@@ -121,6 +149,7 @@ class _Stream:
         self._responses: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._unanswered = 1  # that more may come counts as one
+        self._last_read = time.monotonic()
         self._is_ended = False
         self._replies: set[_StreamReply] = set()
         self._room = threading.Semaphore(_MAX_UNANSWERED)
@@ -133,6 +162,7 @@ class _Stream:
         try:
             while (response := self._responses.get()) is not None:
                 yield response
+                self._last_read = time.monotonic()
                 self._count_unread(-len(response))
                 self._room.release()
         finally:
@@ -153,16 +183,23 @@ class _Stream:
                 self._unread += size
                 self._memory.add(size)
 
-    def cut_off(self) -> None:
-        """Takes no more requests, though the client may send some."""
-        self._end(is_cut_off=True)
+    @property
+    def idle_since(self) -> float:
+        """Returns since when nothing is to be done, by the monotonic clock; infinite if it is."""
+        with self._lock:
+            is_idle = self._unanswered == 1 and self._unread == 0 and not self._is_ended
+            return self._last_read if is_idle else math.inf
 
-    def _end(self, *, is_cut_off: bool = False) -> None:
+    def cut_off(self, reason: ServingError) -> None:
+        """Takes no more requests, though the client may send some."""
+        self._end(reason)
+
+    def _end(self, reason: ServingError | None = None) -> None:
         with self._lock:
             if self._is_ended:
                 return
             self._is_ended = True
-            self.is_cut_off = is_cut_off
+            self.reason = reason
         self._finish_one()
 
     def _finish_one(self) -> None:

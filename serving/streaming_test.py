@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import gc
+import math
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import cast
+from typing import Any, cast
 
 import grpc
 import pytest
 
 from slipway.proto import open_inference_pb2 as protocol
+from slipway.serving import streaming
 from slipway.serving.errors import ResourceExhaustedError, UnavailableError
 from slipway.serving.inference import InferenceFrontend
 from slipway.serving.memory_budget import MemoryBudget
@@ -212,6 +215,42 @@ def test_a_request_that_is_not_taken_on_is_answered_whatever_it_is(
         assert message.infer_response.id == identifier
         assert message.error_message
         assert "secret" not in message.error_message
+
+
+@pytest.mark.parametrize("idle_seconds", [0.0, 60.0])
+def test_the_stream_that_was_idle_for_longest_gives_way_to_another(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
+) -> None:
+    monkeypatch.setattr(streaming, "MAX_STREAMS", 3)
+    monkeypatch.setattr(streaming, "_IDLE_SECONDS", idle_seconds)
+    clients = [Client() for _ in range(4)]
+    opened: list[Future[list[bytes]]] = []
+    replies: list[Reply] = []
+    try:
+        for client in clients[:3]:
+            opened.append(streams.open(client.messages()))
+            replies.append(streams.frontend.replies.get(timeout=60))
+            client.readers.get(timeout=60)
+        # All but the first are answered, the last of them before the other.
+        for reply in reversed(replies[1:]):
+            reply.respond(b"")
+            while cast(Any, reply)._stream.idle_since == math.inf:
+                time.sleep(0.001)
+        opened.append(streams.open(clients[3].messages()))
+        if idle_seconds:
+            with pytest.raises(ResourceExhaustedError, match="none has been idle for 60 seconds"):
+                opened.pop().result(60)
+        else:
+            with pytest.raises(UnavailableError, match="idle for longest, gives way to another: o"):
+                opened.pop(2).result(60)
+            streams.frontend.replies.get(timeout=60).respond(b"")
+        assert streams.streams.open_count == 3
+        replies[0].respond(b"")
+    finally:
+        for client in clients:
+            client.has_ended.set()
+    assert all(len(answers.result(60)) == 1 for answers in opened)
+    assert streams.streams.open_count == 0
 
 
 def test_so_many_streams_may_be_open(streams: Streams) -> None:
