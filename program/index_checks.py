@@ -14,12 +14,19 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._C._functorch import is_batchedtensor
 
 from slipway.program.errors import DataViolation
 from slipway.program.mutation import written_arguments
 from slipway.program.vmap import nesting_change
 
-__all__ = ["SCRIPTED", "check_indices"]
+__all__ = ["NOT_THERE", "SCRIPTED", "check_indices"]
+
+NOT_THERE = (
+    "a value of an input selects an element that does not exist, such as a token outside the "
+    "vocabulary, or a bag or segment that ends before it begins"
+)
+"""What callers are told."""
 
 _aten = torch.ops.aten
 
@@ -236,6 +243,18 @@ def is_out_of_range(index: torch.Tensor, bounded: torch.Tensor) -> torch.Tensor:
     return torch.any(torch.ne(index, bounded))
 
 
+def in_range(index: torch.Tensor, bounded: torch.Tensor) -> torch.Tensor:
+    """Returns an index that is in range.
+
+    Raises:
+      DataViolation: it was not before, unless it is mapped over a dimension, where nobody can tell.
+    """
+    is_wrong = is_out_of_range(index, bounded)
+    if not (is_batchedtensor(is_wrong) or is_wrong.is_meta) and is_wrong.item():
+        raise DataViolation(NOT_THERE)
+    return bounded
+
+
 def bounded_indices(
     x: torch.Tensor, indices: list[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
@@ -296,8 +315,9 @@ def check_indices(
     """Returns a graph that never has an index out of range, and says whether it would have.
 
     Args:
-      module: gives a tuple. It is not changed. Its subgraphs are left alone, and so is what it maps
-        over a dimension: whatever is computed there would have to leave it first.
+      module: gives a tuple. It is not changed. Its subgraphs, and what it maps over a dimension,
+        from where a bool would have to be brought first, have only that checked which torch does
+        not look at: subgraphs raise DataViolation, and what is mapped gets an index in range.
       constants: those of its inputs that are always the same, by position. Indices that depend on
         no values but theirs are left alone.
       unchecked_only: whether to leave alone what torch looks at itself on the host.
@@ -307,19 +327,28 @@ def check_indices(
       that is true, the others mean nothing. `module` itself if there is nothing to check.
     """
     checkable = _UNCHECKED if unchecked_only else _CHECKABLE
-    if not any(node.target in checkable for node in module.graph.nodes):
+    in_subgraphs = (node for part in _subgraphs(module) for node in part.graph.nodes)
+    if not any(node.target in checkable for node in module.graph.nodes) and not any(
+        node.target in _UNCHECKED for node in in_subgraphs
+    ):
         return module
     changed = copy.deepcopy(module)
     graph = changed.graph
+    is_changed = any([_check_subgraph(part) for part in _subgraphs(changed)])
     found = []
     varying = _varying(graph, constants)
     depth = 0
     for node in list(graph.nodes):
         depth += nesting_change(node)
-        if not depth and node.target in checkable:
+        if depth:
+            is_changed |= _check_alone(node)
+        elif node.target in checkable:
             found += _checks(node, varying, unchecked_only)
-    if not found:
+    if not found and not is_changed:
         return module
+    if not found:
+        changed.recompile()
+        return changed
     output = graph.output_node()
     with graph.inserting_before(output):
         result = found[0]
@@ -375,6 +404,33 @@ def _checks(node: fx.Node, varying: set[fx.Node], unchecked_only: bool) -> list[
             _replace(node, place, replaced)
             found.append(_insert(node, is_out_of_range, index, replaced))
     return found
+
+
+def _subgraphs(module: fx.GraphModule) -> list[fx.GraphModule]:
+    parts = module.modules()
+    return [part for part in parts if isinstance(part, fx.GraphModule) and part is not module]
+
+
+def _check_subgraph(module: fx.GraphModule) -> bool:
+    """Does what `_check_alone` does for all nodes of a subgraph."""
+    is_changed = any([_check_alone(node) for node in list(module.graph.nodes)])
+    if is_changed:
+        module.recompile()
+    return is_changed
+
+
+def _check_alone(node: fx.Node) -> bool:
+    """Has a node raise an error for what torch does not look at; returns whether it may."""
+    if node.target not in _UNCHECKED:
+        return False
+    is_changed = False
+    given = _given(node)
+    for place, function, arguments in _bounds(node.target, given):
+        if function is not bounded_index and isinstance(given[place], fx.Node):
+            replaced = _insert(node, function, *arguments)
+            _replace(node, place, _insert(node, in_range, given[place], replaced))
+            is_changed = True
+    return is_changed
 
 
 def _is_in(given: object, nodes: set[fx.Node]) -> bool:

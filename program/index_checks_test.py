@@ -417,6 +417,41 @@ def test_labels_need_no_dimension_of_their_own(is_one_row: bool) -> None:
         assert run([scores, labels + 1, lengths])[-1]
 
 
+def subgraph_of(target: Callable[..., object], *rest: object, **named: object) -> fx.GraphModule:
+    """Returns a graph that calls another, which calls an operator with the table and an index."""
+    inner, outer = fx.Graph(), fx.Graph()
+    table, index = inner.placeholder("table"), inner.placeholder("index")
+    arguments = {name: index if value is _INDEX else value for name, value in named.items()}
+    call = inner.call_function(
+        target, (table, *(index if value is _INDEX else value for value in rest)), arguments
+    )
+    inner.output((call,))
+    root = torch.nn.Module()
+    root.subgraph = fx.GraphModule(torch.nn.Module(), inner)
+    given = (outer.placeholder("table"), outer.placeholder("index"))
+    called = outer.call_module("subgraph", given)
+    outer.output((outer.call_function(operator.getitem, (called, 0)),))
+    return fx.GraphModule(root, outer)
+
+
+@pytest.mark.parametrize("unchecked_only", [False, True])
+def test_subgraphs_raise_for_what_torch_does_not_look_at(unchecked_only: bool) -> None:
+    module = subgraph_of(_aten.segment_reduce.default, "sum", lengths=_INDEX, unsafe=True)
+    checked = check_indices(module, {0}, unchecked_only=unchecked_only)
+    good, bad = torch.tensor([1, 3]), torch.tensor([1, 2**40])
+    assert torch.equal(checked(_TABLE, good)[0], module(_TABLE, good)[0])
+    with pytest.raises(DataViolation, match="selects an element that does not exist"):
+        checked(_TABLE, bad)
+    # Where a dimension is mapped over nobody can look at it, and nothing is read elsewhere.
+    (mapped,) = torch.vmap(checked, (None, 0))(_TABLE, torch.stack([good, bad]))
+    assert torch.equal(mapped[0], module(_TABLE, good)[0])
+
+
+def test_subgraphs_leave_the_rest_to_torch() -> None:
+    module = subgraph_of(_aten.index_select.default, 0, _INDEX)
+    assert check_indices(module, {0}) is module
+
+
 @pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
 def test_masks_are_left_alone(dtype: torch.dtype) -> None:
@@ -457,6 +492,29 @@ def test_what_is_mapped_over_a_dimension_is_left_alone() -> None:
     outside_value, inside_value, is_wrong = checked(_TABLE, index_value)
     assert not is_wrong
     assert outside_value.tolist() == inside_value.tolist() == _TABLE[index_value].tolist()
+
+
+def test_what_torch_does_not_look_at_is_in_range_where_a_dimension_is_mapped_over() -> None:
+    enter, add, remove, leave = (
+        VMAP_STEPS[f"vmap::{name}"]
+        for name in (
+            "_vmap_increment_nesting",
+            "_add_batch_dim",
+            "_remove_batch_dim",
+            "_vmap_decrement_nesting",
+        )
+    )
+    graph = fx.Graph()
+    rows = graph.placeholder("rows")
+    graph.call_function(enter, (2, "error"))
+    row = graph.call_function(add, (rows, 0, 1))
+    compressed = graph.call_function(_aten._convert_indices_from_coo_to_csr.default, (row, 3))
+    result = graph.call_function(remove, (compressed, 1, 2, 0))
+    graph.call_function(leave, ())
+    graph.output((result,))
+    checked = check_indices(fx.GraphModule(torch.nn.Module(), graph), (), unchecked_only=True)
+    (actual,) = checked(torch.tensor([[0, 2], [1, 2**40]]))
+    assert actual.tolist() == [[0, 1, 1, 2], [0, 0, 1, 2]]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from slipway.program.errors import (
     DataViolation,
     Violation,
 )
-from slipway.program.index_checks import check_indices
+from slipway.program.index_checks import NOT_THERE, check_indices
 from slipway.program.mutation import possibly_mutated_inputs
 from slipway.program.scalar_types import ScalarType
 from slipway.program.torch_types import is_fresh
@@ -275,8 +275,5 @@ def _checked(results: Sequence[Any], promised: int) -> Sequence[Any]:
     """Returns as many results, if what `check_indices` has found, behind them, is nothing."""
     for is_out_of_range in results[promised:]:
         if is_out_of_range.item():
-            raise DataViolation(
-                "a value of an input selects an element that does not exist, such as a token "
-                "outside the vocabulary, or a bag or segment that ends before it begins"
-            )
+            raise DataViolation(NOT_THERE)
     return results[:promised]
