@@ -140,6 +140,9 @@ def _overlap(tensor: torch.Tensor) -> int:
 _CONTIGUOUS = torch.ops.aten.alias_copy.default
 """Stands for `contiguous` in a trace: like that, but never the tensor itself."""
 
+_CHANNELS_LAST = torch.ops.aten._to_copy.default
+"""The same for the other formats in memory, which no method of a tensor calls by itself."""
+
 
 def _contiguous(
     tensor: FakeTensor, memory_format: torch.memory_format = torch.contiguous_format
@@ -156,6 +159,8 @@ def _contiguous(
             if str(stride) != str(step):
                 return cast(torch.Tensor, _CONTIGUOUS(tensor))
             step = step * size
+    elif symbolic and memory_format is not torch.preserve_format:
+        return cast(torch.Tensor, _CHANNELS_LAST(tensor, memory_format=memory_format))
     return torch.Tensor.contiguous(tensor, memory_format=memory_format)
 
 
@@ -176,7 +181,9 @@ def _simplify(graph: torch.fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
-        elif node.target is _CONTIGUOUS:
+        elif node.target is _CONTIGUOUS or (
+            node.target is _CHANNELS_LAST and list(node.kwargs) == ["memory_format"]
+        ):
             node.target = torch.ops.aten.contiguous.default
         elif node.target is torch.ops.aten.slice.Tensor:
             # `[:n]` starts at None or at 0, depending on whether n is symbolic.

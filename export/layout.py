@@ -103,9 +103,11 @@ def leave_layouts_to_operators() -> Iterator[None]:
     """Keeps operators from excluding sizes when they choose between a view and a copy, or a kernel.
 
     They ask whether one stride is another, which for some size, mostly 1, it is. The graph calls
-    these operators as they are, so that they choose again when it runs.
+    these operators as they are, so that they choose again when it runs. What is written to a place
+    (`x[:n, index] = value`) loses its leading dimensions of 1 first, which broadcasting ignores.
     """
     proxy_call, evaluate_expr = proxy_tensor.proxy_call, ShapeEnv.evaluate_expr
+    set_item = FakeTensor.__setitem__
     choosing = False
 
     def call(mode: Any, operator: Any, *args: Any) -> Any:
@@ -113,6 +115,14 @@ def leave_layouts_to_operators() -> Iterator[None]:
         before, choosing = choosing, operator in _CHOOSE_BY_LAYOUT
         try:
             return proxy_call(mode, operator, *args)
+        finally:
+            choosing = before
+
+    def write(self: FakeTensor, index: Any, value: Any) -> None:
+        nonlocal choosing
+        before, choosing = choosing, True
+        try:
+            set_item(self, index, value)
         finally:
             choosing = before
 
@@ -128,6 +138,7 @@ def leave_layouts_to_operators() -> Iterator[None]:
 
     with (
         mock.patch.object(proxy_tensor, "proxy_call", call),
+        mock.patch.object(FakeTensor, "__setitem__", write),
         mock.patch.object(ShapeEnv, "evaluate_expr", evaluate),
     ):
         yield

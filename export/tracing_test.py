@@ -83,6 +83,48 @@ def test_a_write_to_every_other_column_excludes_nothing() -> None:
         torch.testing.assert_close(program(x), model(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_write_to_the_first_rows_at_places_that_a_tensor_has_excludes_nothing(
+    rows: int, strict: bool
+) -> None:
+    def model(x: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        cache = torch.zeros(9, 16)
+        cache[: x.shape[0], place] = x
+        return cache
+
+    program = export(
+        model,
+        (torch.randn(rows, 4), torch.arange(4)),
+        dynamic_shapes={"x": "n, m", "place": "m"},
+        symbols=SYMBOLS,
+        strict=strict,
+    )
+    assert relations(program) == []
+    for shape in ((1, 1), (1, 5), (9, 1), (4, 3)):
+        x, place = torch.randn(shape), torch.arange(shape[1]) + 3
+        torch.testing.assert_close(program(x, place), model(x, place), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_channels_last_excludes_no_size(strict: bool) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return x.permute(0, 2, 3, 1).view(-1, 3)
+
+    program = export(
+        model,
+        torch.randn(2, 3, 4, 5),
+        dynamic_shapes={"x": "2, 3, n, m"},
+        symbols=SYMBOLS,
+        strict=strict,
+    )
+    assert relations(program) == []
+    for height, width in ((1, 1), (1, 7), (9, 1), (4, 3)):
+        x = torch.randn(2, 3, height, width)
+        torch.testing.assert_close(program(x), model(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("columns", [7, 8])
 def test_what_is_contiguous_for_some_sizes_excludes_none(columns: int) -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
