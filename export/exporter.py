@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,12 +108,24 @@ def _advice(error: BaseException, otherwise: str) -> str:
             "list the file in `data` of the torch_export or of the model's py_library, and open "
             'slipway.export.data_path("//PACKAGE:FILE")'
         )
+    if _is_missing_variable(error):
+        return (
+            "put the value in the model's code, or in a file that is listed in `data` and opened "
+            'with slipway.export.data_path("//PACKAGE:FILE"); an export sees no variables of the '
+            "shell, nor those of --action_env, so that it gives the same program everywhere"
+        )
     if "CUDA" in str(error):
         return (
             "make the model and its example on the CPU: an export sees no GPU, and a server puts "
             "programs on the --device that it is told"
         )
     return otherwise
+
+
+def _is_missing_variable(error: BaseException) -> bool:
+    """Returns whether an error is that of `os.environ[NAME]` for a variable that is not set."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, KeyError) and frames[-1] is type(os.environ).__getitem__.__code__
 
 
 def _invalid(reason: str, advice: str, error: BaseException | None = None) -> ExportError:

@@ -79,6 +79,10 @@ def opens_a_file():
     return open("vocabulary.txt").read()
 
 
+def reads_a_variable():
+    return os.environ["HIDDEN_SIZE"]
+
+
 def chooses_a_gpu():
     return ExportSpec(model=torch.nn.ReLU().to("cuda"), args=torch.ones(2, device="cuda"))
 
@@ -130,6 +134,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     (package / "imports_unfinished.py").write_text("import models.unfinished\n")
     (package / "missing_import.py").write_text("import a_package_that_is_not_there\n")
     (package / "opens_a_file.py").write_text('open("vocabulary.txt")\n')
+    (package / "reads_a_variable.py").write_text('import os\n\nos.environ["HIDDEN_SIZE"]\n')
     (package / "exits.py").write_text("import sys\n\nsys.exit(0)\n")
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.chdir(tmp_path)
@@ -176,6 +181,8 @@ def run(workspace: Path, entry_point: str, output: Path, **environment: str) -> 
         ("models.model:fails", "fails: ValueError: no checkpoint", "mend the function"),
         ("models.model:opens_a_file", "No such file or directory: 'vocabulary.txt'", "data_path("),
         ("models.opens_a_file:f", "No such file or directory: 'vocabulary.txt'", "data_path("),
+        ("models.model:reads_a_variable", "fails: KeyError: 'HIDDEN_SIZE'", "no variables of the"),
+        ("models.reads_a_variable:f", "KeyError: 'HIDDEN_SIZE'", "no variables of the shell"),
         ("models.model:chooses_a_gpu", "CUDA", "make the model and its example on the CPU"),
         ("models.model:takes_arguments", "missing 1 required positional", "without arguments"),
         ("models.model:returns_a_module", "an object of type Model", "return ExportSpec(model="),
