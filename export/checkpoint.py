@@ -24,6 +24,8 @@ __all__ = ["CheckpointFile", "invalid", "listed", "read_checkpoint"]
 
 _INDEX = ".index.json"
 _TORCH = (".pt", ".pth", ".bin")
+_IN_FOLDERS = ((".safetensors.index.json",), (".safetensors",), (".bin.index.json",), _TORCH)
+"""How the files of a folder end that are its checkpoint; the first kind that there is counts."""
 _SAVE = "save a plain state_dict: torch.save(model.state_dict(), …), or safetensors.torch.save_file"
 
 _LISTED = 20
@@ -52,11 +54,13 @@ def read_checkpoint(files: Sequence[CheckpointFile]) -> dict[str, Any]:
     Args:
       files: `.safetensors`; `.pt`, `.pth` or `.bin`, as `torch.save(model.state_dict(), …)` writes
         them; several of them, which are shards; and among those the index that Hugging Face writes,
-        `.index.json`. An index without shards stands for those that lie beside it.
+        `.index.json`. An index without shards stands for those that lie beside it, and a folder for
+        the checkpoint in it, as `save_pretrained` writes it.
 
     Raises:
       ExportError: a file is missing or of another kind, or they do not belong together.
     """
+    files = [inner for file in files for inner in _files_of(file)]
     indices = [file for file in files if file.path.name.endswith(_INDEX)]
     shards = [file for file in files if file not in indices]
     if not files:
@@ -112,6 +116,23 @@ def invalid(
     )
 
 
+def _files_of(file: CheckpointFile) -> list[CheckpointFile]:
+    """Returns a file itself, or the files of a folder that are a checkpoint."""
+    if not file.path.is_dir():
+        return [file]
+    inside = sorted(path for path in file.path.iterdir() if path.is_file())
+    for endings in _IN_FOLDERS:
+        found = [path for path in inside if path.name.endswith(endings)]
+        if found:
+            return [CheckpointFile(path, f"{path.name} of {file.name}") for path in found]
+    raise invalid(
+        f"the checkpoint {file.name} is a folder without a file that can be read; it holds\n"
+        f"{listed([path.name for path in inside] or ['(no files)'])}",
+        f"put files into it that end in .safetensors, {', '.join(_TORCH)}, or {_INDEX} with its "
+        "shards",
+    )
+
+
 def _weight_map(index: CheckpointFile) -> Mapping[str, str]:
     """Returns the file of each tensor, as an index names it."""
     try:
@@ -160,8 +181,7 @@ def _shards_of(
 
 def _read(file: CheckpointFile) -> dict[str, Any]:
     if not file.path.is_file():
-        what = "is a folder" if file.path.is_dir() else "does not exist"
-        raise invalid(f"the checkpoint {file.name} {what}", "name the checkpoint's files")
+        raise invalid(f"the checkpoint {file.name} does not exist", "name the checkpoint's files")
     if file.path.suffix == ".safetensors":
         return _read_safetensors(file)
     if file.path.suffix in _TORCH:

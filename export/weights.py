@@ -45,7 +45,7 @@ def load_weights(
       module: whose parameters and persistent buffers are loaded.
       weights: a file `.safetensors`, or a state_dict that `torch.save` wrote (`.pt`, `.pth`,
         `.bin`), which is read without running code; or several that are shards; or the index
-        `.index.json` that Hugging Face writes beside shards.
+        `.index.json` that Hugging Face writes beside shards; or a folder with one of these.
 
     Raises:
       ExportError: of the kind `INVALID_SPEC`; the checkpoint cannot be read, or does not fit.

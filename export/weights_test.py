@@ -77,10 +77,25 @@ def save_index_and_shards(module: nn.Module, folder: Path) -> list[Path]:
     return [*save_shards(module, folder), folder / "it.safetensors.index.json"]
 
 
+def save_folder(module: nn.Module, folder: Path) -> Path:
+    save_shards(module, folder)
+    # What a trainer leaves beside them.
+    (folder / "config.json").write_text("{}")
+    (folder / "training_args.bin").write_bytes(b"")
+    return folder
+
+
+def save_folder_of_torch(module: nn.Module, folder: Path) -> Path:
+    save_torch(module, folder)
+    return folder
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
     "save",
     [
+        save_folder,
+        save_folder_of_torch,
         save_safetensors,
         save_torch,
         save_old_torch,
@@ -252,9 +267,11 @@ def test_shards_must_belong_together(tmp_path: Path) -> None:
     other = save_torch(Tagger(), tmp_path)
     copy = tmp_path / "copy.index.json"
     copy.write_bytes(index.read_bytes())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
     for weights, reason in [
         ([], "has no files"),
-        ([tmp_path], "is a folder"),
+        ([tmp_path / "empty"], r"a folder without a file that can be read; it holds\n.*config"),
         ([index, first], "names files that are not among the weights:\n    it-2.safetensors"),
         ([index, first, second, other], "does not name:\n    .*it.pt"),
         ([index, copy, first, second], "two indices"),

@@ -137,6 +137,7 @@ Example:
             doc = "A py_library with the module of the entry point and what it imports.",
         ),
         "weights": attr.label(
+            # And directories that rules make, whatever their names are.
             allow_files = [
                 ".bin",
                 ".index.json",
@@ -144,7 +145,7 @@ Example:
                 ".pth",
                 ".safetensors",
             ],
-            doc = "A checkpoint, which is loaded into the module that the entry point returns: a `.safetensors` file; a `.pt`, `.pth` or `.bin` file that `torch.save(model.state_dict(), ...)` wrote, from which only tensors are read, so that no checkpoint runs code; or a filegroup of several, which are shards, with or without the index `.index.json` that Hugging Face writes beside them. The entry point makes the module with weights of any values, or without, under `torch.device(\"meta\")`. Names and shapes must agree exactly.",
+            doc = "A checkpoint, which is loaded into the module that the entry point returns: a `.safetensors` file; a `.pt`, `.pth` or `.bin` file that `torch.save(model.state_dict(), ...)` wrote, from which only tensors are read, so that no checkpoint runs code; or a filegroup of several, which are shards, with or without the index `.index.json` that Hugging Face writes beside them; or a directory that a rule makes (`ctx.actions.declare_directory`) with one of these, as `save_pretrained` writes it. The entry point makes the module with weights of any values, or without, under `torch.device(\"meta\")`. Names and shapes must agree exactly.",
         ),
     } | COMPILE_ATTRIBUTES | OUTPUT_GROUP_ATTRIBUTES,
     provides = [TorchProgramInfo],

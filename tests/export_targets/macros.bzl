@@ -2,6 +2,22 @@
 
 load("//export:defs.bzl", "torch_export")
 
+def _checkpoint_directory_impl(ctx):
+    directory = ctx.actions.declare_directory(ctx.label.name)
+    ctx.actions.run_shell(
+        inputs = ctx.files.srcs,
+        outputs = [directory],
+        command = "cp \"$@\"",
+        arguments = [ctx.actions.args().add_all(ctx.files.srcs).add(directory.path)],
+    )
+    return [DefaultInfo(files = depset([directory]))]
+
+checkpoint_directory = rule(
+    implementation = _checkpoint_directory_impl,
+    doc = "Copies a checkpoint's files into a directory, as a rule that fetches a model would.",
+    attrs = {"srcs": attr.label_list(allow_files = True)},
+)
+
 def exported_in_several_ways(*, name, **kwargs):
     """Declares a program of each format of its checkpoint, `NAME_FORMAT`, and chosen by select().
 
@@ -10,6 +26,7 @@ def exported_in_several_ways(*, name, **kwargs):
       **kwargs: as for `torch_export`.
     """
     for format, weights in {
+        "directory": ":checkpoint_directory",
         "safetensors": ":scaler.safetensors",
         "shards": ":shards",
         "shards_with_index": ":shards_with_index",

@@ -23,6 +23,7 @@ def path(name: str) -> Path:
         "it's a scaler, too",
         "loads_by_itself",
         "scaler_chosen",
+        "scaler_directory",
         "scaler_safetensors",
         "scaler_shards",
         "scaler_shards_with_index",
@@ -51,6 +52,6 @@ def test_the_format_of_the_checkpoint_is_not_in_the_program() -> None:
             for file in path(name).rglob("*")
             if file.is_file()
         }
-        for name in ("scaler_safetensors", "scaler_shards", "scaler_torch")
+        for name in ("scaler_safetensors", "scaler_shards", "scaler_torch", "scaler_directory")
     ]
-    assert contents[0] == contents[1] == contents[2]
+    assert contents[0] == contents[1] == contents[2] == contents[3]
