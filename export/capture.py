@@ -13,11 +13,12 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from unittest import mock
 
 import sympy
 import torch
+from torch._functorch import eager_transforms
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.dynamic_shapes import Dim
@@ -100,6 +101,8 @@ def capture(
             recurrent_layers_of_any_length(),
             mock.patch.object(torch, "_debug_has_internal_overlap", _overlap),
             mock.patch.object(FakeTensor, "contiguous", _contiguous),
+            mock.patch.object(eager_transforms, "grad_increment_nesting", _refuse_derivative),
+            mock.patch.object(eager_transforms, "jvp_increment_nesting", _refuse_derivative),
         ):
             exported = torch.export.export(
                 flatten_model(model, call, strict=strict),
@@ -121,6 +124,15 @@ def capture(
         next(iter(layout_reads), None),
         divisor_lines,
     )
+
+
+def _refuse_derivative() -> NoReturn:
+    """Stands for the first step of every function of torch.func that takes a derivative.
+
+    Tracing does not see what these compute, and fails later and elsewhere, if it does. The error is
+    one that torch can pass on in strict mode; `translation_rules` says what it means.
+    """
+    raise NotImplementedError("derivatives by torch.func cannot be traced")
 
 
 def _overlap(tensor: torch.Tensor) -> int:

@@ -153,8 +153,8 @@ def _weight(exported: ExportedProgram, target: str) -> torch.Tensor:
         # It is symbolic, of which torch took the example's value for a constant.
         raise ExportError(
             ExportErrorKind.UNSUPPORTED_PYTHON,
-            "the model computes a tensor where tracing does not see it, by torch.func or .data",
-            "use torch.autograd.grad in place of torch.func.grad, and .detach() in place of .data",
+            "the model computes a tensor where tracing does not see it, by .data or the like",
+            "use .detach() in place of .data",
         ) from error
     return value.detach()
 

@@ -25,6 +25,7 @@ from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.resizing import binding_of, resized_leaves
 from slipway.export.rounding import computing_as_traced, differ_by_rounding
 from slipway.export.sources import user_line_of_exception
+from slipway.export.translation import is_from_tracing, translate
 from slipway.program.contract import Contract, Symbol
 from slipway.program.errors import ContractViolation, DataViolation
 from slipway.program.program import Program
@@ -155,6 +156,16 @@ def compare(
         zeros = [_zero_if_integers(leaf) for leaf in leaves]
         if run_model(model, program.methods[name].contract, zeros) is not None:
             return compare(model, program, name, zeros, where)
+        if is_from_tracing(error):
+            meaning = translate(error)
+            raise ExportError(
+                meaning.kind,
+                f"{meaning.reason}, {where}",
+                meaning.advice,
+                meaning.source,
+                cause=meaning.cause,
+                page=meaning.page,
+            ) from error
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
             f"the model itself fails {where}, which is declared legal: "

@@ -326,6 +326,39 @@ def test_a_loop_that_is_an_operator_runs_for_any_length() -> None:
         torch.testing.assert_close(program(x), model(x))
 
 
+def test_a_loop_that_cannot_run_for_one_size_says_why() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        def step(total: torch.Tensor, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            total = total / 2 + row
+            return total, total * 1
+
+        # One row of it has the strides of the whole.
+        _, totals = scan(step, torch.zeros_like(x[:, 0]), x, dim=1)
+        assert isinstance(totals, torch.Tensor)
+        return totals
+
+    with pytest.raises(
+        ExportError, match=r"what the body returns: stride: .*, for n = 1\n"
+    ) as caught:
+        export(model, torch.randn(2, 5, 4), dynamic_shapes=("n, 5, 4",), symbols={"n": (1, 9)})
+    assert "start from a copy" in caught.value.advice
+    assert caught.value.source is not None
+    assert "scan(step" in caught.value.source.text
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", ["grad", "grad_and_value", "jacfwd", "jacrev", "hessian"])
+def test_derivatives_by_torch_func_are_refused(name: str, strict: bool) -> None:
+    def model(x: torch.Tensor) -> Any:
+        return getattr(torch.func, name)(lambda x: x.square().sum())(x)
+
+    with pytest.raises(ExportError, match=r"derivative with torch\.func") as caught:
+        export(model, torch.ones(3), strict=strict)
+    assert "torch.autograd.grad" in caught.value.advice
+    assert caught.value.source is not None
+    assert "torch.func, name" in caught.value.source.text
+
+
 class Result(collections.OrderedDict[str, torch.Tensor]):
     """A library's own kind of dict, which also takes a position."""
 

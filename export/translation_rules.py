@@ -359,6 +359,14 @@ RULES = (
     ),
     Rule(
         _PYTHON,
+        "derivative-by-torchfunc",
+        "the model takes a derivative with torch.func, which tracing does not see",
+        "use torch.autograd.grad inside `with torch.enable_grad():`, for "
+        "x.detach().requires_grad_(); the rows of a Jacobian one by one",
+        r"derivatives by torch\.func cannot be traced",
+    ),
+    Rule(
+        _PYTHON,
         "scripted-module",
         "the model calls a module made by torch.jit.script",
         "use the module that it was made from",
