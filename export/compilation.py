@@ -155,12 +155,20 @@ def obstacle(program: Program, method: str) -> str | None:
     names = {program.graphs.operators[node.operator].name for node in _nodes(graph)}
     if asserting := sorted(names & ASSERTIONS.keys()):
         return f"asserts something of values ({asserting[0]}), which compiled code may not do"
+    if unrolled := sorted(names & _UNROLLED):
+        return (
+            f"has a recurrent layer ({unrolled[0]}), which compiled code runs for the example's "
+            "number of steps only; nn.LSTM can be compiled"
+        )
     if random := sorted(name for name in names if _is_random(name)):
         return f"draws random numbers ({random[0]})"
     if other := sorted(name for name in names if not name.startswith(_COMPILED_NAMESPACES)):
         return f"calls {other[0]}, which the compiled code has no way to call"
     return None
 
+
+_UNROLLED = {"aten::gru.input", "aten::rnn_relu.input", "aten::rnn_tanh.input"}
+"""Torch's compiler takes the steps of these one by one, however many there may be."""
 
 _COMPILED_NAMESPACES = ("aten::", "prims::", "python::", "control::")
 
@@ -173,7 +181,8 @@ def _nodes(graph: pb.Graph) -> Iterator[pb.Node]:
 
 def _is_random(name: str) -> bool:
     namespace, _, rest = name.partition("::")
-    if namespace not in {"aten", "prims"}:
+    # An LSTM is random in training mode only, in which no program is its model's equal.
+    if namespace not in {"aten", "prims"} or name == "aten::lstm.input":
         return False
     packet = getattr(getattr(torch.ops, namespace), rest.partition(".")[0], None)
     overload = getattr(packet, rest.partition(".")[2] or "default", None)

@@ -78,6 +78,18 @@ def test_bags_that_begin_where_values_say_stay_with_the_graph() -> None:
         program(torch.tensor([1, 2, 3]), torch.tensor([0, -3]))
 
 
+@pytest.mark.parametrize("kind", [torch.nn.GRU, torch.nn.RNN])
+def test_recurrent_layers_that_the_compiler_takes_apart_stay_with_the_graph(
+    kind: type[torch.nn.RNNBase],
+) -> None:
+    program = export(kind(3, 4), torch.ones(2, 5, 3))
+    assert "number of steps only" in (obstacle(program, "forward") or "")
+
+
+def test_an_lstm_draws_no_random_numbers_and_can_be_compiled() -> None:
+    assert obstacle(export(torch.nn.LSTM(3, 4), torch.ones(2, 5, 3)), "forward") is None
+
+
 def test_tensors_in_and_tensors_out_can_be_compiled() -> None:
     assert obstacle(export(torch.nn.Linear(3, 4), torch.ones(2, 3)), "forward") is None
 
