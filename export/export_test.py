@@ -844,6 +844,19 @@ def test_indices_of_the_example_may_lie_beyond_smaller_sizes() -> None:
     torch.testing.assert_close(program(x, one), x)
 
 
+def test_lengths_of_the_example_may_be_more_than_smaller_sizes() -> None:
+    def last(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return x.gather(1, (lengths - 1)[:, None]).squeeze(1)
+
+    program = export(
+        last,
+        (torch.randn(2, 5), torch.tensor([5, 3])),
+        dynamic_shapes={"x": "batch, steps", "lengths": "batch"},
+        symbols={"batch": (1, 8), "steps": (1, 9)},
+    )
+    assert program(torch.tensor([[1.0, 2.0]]), torch.tensor([2])).tolist() == [2.0]
+
+
 def test_a_model_that_fails_whatever_its_indices_are_is_named_as_such() -> None:
     def places(tokens: torch.Tensor) -> torch.Tensor:
         return functional.embedding(torch.arange(tokens.shape[0]) + tokens, torch.ones(5, 2))

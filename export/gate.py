@@ -141,7 +141,7 @@ def compare(
 ) -> None:
     """Compares a method of a program with its model on one call.
 
-    Where the model fails for the values of integers, they are 0.
+    Where the model fails for the values of integers, they are 0, or 1 as lengths mostly are.
 
     Raises:
       ExportError: the model fails, the program refuses the call, they differ, or an output has
@@ -153,9 +153,10 @@ def compare(
     except Exception as error:
         if _breaks_assertion(program, name, _call(tree, leaves)):
             return  # so does the model, by failing
-        zeros = [_zero_if_integers(leaf) for leaf in leaves]
-        if run_model(model, program.methods[name].contract, zeros) is not None:
-            return compare(model, program, name, zeros, where)
+        for value in (0, 1):
+            small = [_fill_integers(leaf, value) for leaf in leaves]
+            if run_model(model, program.methods[name].contract, small) is not None:
+                return compare(model, program, name, small, where)
         if is_from_tracing(error):
             meaning = translate(error)
             raise ExportError(
@@ -207,11 +208,11 @@ def compare(
             ) from error
 
 
-def _zero_if_integers(leaf: object) -> object:
-    """Returns indices that any tensor with elements has; a smaller one may lack the example's."""
+def _fill_integers(leaf: object, value: int) -> object:
+    """Returns small indices or lengths; a smaller tensor may lack the example's."""
     if not isinstance(leaf, torch.Tensor) or leaf.is_floating_point() or leaf.is_complex():
         return leaf
-    return leaf if leaf.dtype is torch.bool else torch.zeros_like(leaf)
+    return leaf if leaf.dtype is torch.bool else torch.full_like(leaf, value)
 
 
 def _breaks_assertion(

@@ -101,28 +101,31 @@ def trace_and_settle(
     """Returns the graph for an example, and the contract that `settle` gives it.
 
     Torch takes what holds for a size of 1 in the example, that one stride is another, for what the
-    graph needs. Where the contract is too narrow, a larger example shows what it really needs.
+    graph needs. Where the contract is too narrow, a larger example shows what it really needs; what
+    is accepted is only what that needs too.
 
     Raises:
       ExportError: as `Tracer.trace` and `settle` do.
     """
     traced = tracer.trace(args, kwargs, declared)
     try:
-        return traced, settle(tracer, traced, accept_narrowing)
+        return traced, settle(tracer, traced)
     except ExportError as error:
-        leaves = _larger_example(traced)
-        if leaves is None:
-            raise
+        refusal = error
+    leaves = _larger_example(traced)
+    if leaves is not None:
         call: Any = traced.derivation.contract.input_tree.unflatten(iter(leaves))
-        tracer = replace(tracer, settled={})
+        other_tracer = replace(tracer, settled={})
         try:
             args, kwargs = call
-            again = tracer.trace(args, kwargs, declared)
-            return replace(again, example=traced.example), settle(tracer, again)
-        except ExportError as other:
-            if other.kind is ExportErrorKind.CONSTRAINT_VIOLATION:
-                raise
-        raise error
+            again = other_tracer.trace(args, kwargs, declared)
+            return replace(again, example=traced.example), settle(other_tracer, again)
+        except ExportError as error:
+            if error.kind is ExportErrorKind.CONSTRAINT_VIOLATION:
+                refusal = error
+    if accept_narrowing is None:
+        raise refusal
+    return traced, settle(tracer, traced, accept_narrowing)
 
 
 def _larger_example(traced: Traced) -> list[object] | None:

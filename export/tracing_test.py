@@ -303,6 +303,23 @@ def test_two_sizes_that_are_each_legal_only_without_the_other() -> None:
         program(torch.ones(1, 1))
 
 
+def test_no_narrowing_is_accepted_that_only_the_example_needs() -> None:
+    def model(x: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        cache = torch.zeros(9, 16)
+        cache[: x.shape[0], place] = x
+        return cache
+
+    program = export(
+        model,
+        (torch.randn(1, 4), torch.arange(4)),
+        dynamic_shapes={"x": "n, 4", "place": "4"},
+        symbols={"n": (1, 9)},
+        accept_narrowing="whatever it is",
+    )
+    assert relations(program) == []
+    assert program.contract.notes == ()
+
+
 @pytest.mark.parametrize("relation", ["n != 3", "n > 1", "n >= 2", "n < 9"])
 def test_what_the_user_states_is_kept_though_no_graph_needs_it(relation: str) -> None:
     program = exported(lambda x: x * 2, torch.ones(4, 4), relations=[relation])
