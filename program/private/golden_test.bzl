@@ -2,6 +2,7 @@
 
 load("@bazel_skylib//lib:shell.bzl", "shell")
 load("@bazel_skylib//rules:diff_test.bzl", "diff_test")
+load(":common_attributes.bzl", "common_attributes")
 load(":labels.bzl", "attribute_label", "command_word", "label_text")
 
 _SCRIPT = """#!/usr/bin/env bash
@@ -67,11 +68,7 @@ def golden_test(*, name, file, golden, subject, update = None, **kwargs):
     """
     update = update or name + ".update"
     golden_label = attribute_label(golden)
-    common = {"testonly": True} | {
-        key: value
-        for key, value in kwargs.items()
-        if key in ["tags", "visibility"]
-    }
+    common = {"testonly": True} | common_attributes(kwargs)
     _generated(
         name = name + ".generated",
         file = file,

@@ -1,6 +1,7 @@
 """torch_contract: a program's contract as a text file, for reviews."""
 
 load("//program:providers.bzl", "TorchProgramInfo")
+load(":common_attributes.bzl", "common_attributes")
 load(":description.bzl", "describe_program")
 load(":golden_test.bzl", "golden_test")
 load(":labels.bzl", "attribute_label", "label_text")
@@ -79,11 +80,7 @@ def torch_contract(*, name, program, golden = None, weights = False, **kwargs):
         file = ":" + name,
         golden = golden,
         subject = _subject(program),
-        **{
-            key: value
-            for key, value in kwargs.items()
-            if key in ["tags", "testonly", "visibility"]
-        }
+        **common_attributes(kwargs, "testonly")
     )
 
 def torch_contract_test(*, name, program, golden, weights = False, **kwargs):
@@ -112,11 +109,7 @@ def torch_contract_test(*, name, program, golden, weights = False, **kwargs):
         name = contract,
         program = program,
         weights = weights,
-        **({"testonly": True} | {
-            key: value
-            for key, value in kwargs.items()
-            if key in ["tags", "visibility"]
-        })
+        **({"testonly": True} | common_attributes(kwargs))
     )
     golden_test(
         name = name,

@@ -1,5 +1,6 @@
 """torch_program_compatibility_test: a program still serves the clients of an earlier one."""
 
+load(":common_attributes.bzl", "common_attributes")
 load(":generated_main.bzl", "compatibility_main")
 
 def torch_program_compatibility_test(*, name, program, baseline, python_callers = False, **kwargs):
@@ -26,11 +27,7 @@ def torch_program_compatibility_test(*, name, program, baseline, python_callers 
       **kwargs: as for `py_test`. The size is small unless given.
     """
     main = name + "_main.py"
-    common = {
-        attribute: kwargs[attribute]
-        for attribute in ["tags", "visibility"]
-        if attribute in kwargs
-    }
+    common = common_attributes(kwargs)
     compatibility_main(
         name = name + ".main",
         testonly = True,

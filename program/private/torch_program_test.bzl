@@ -1,5 +1,6 @@
 """torch_program_test: a program does what it promises on the machine that runs the test."""
 
+load(":common_attributes.bzl", "common_attributes")
 load(":generated_main.bzl", "self_check_main")
 
 def torch_program_test(*, name, program, custom_ops = [], **kwargs):
@@ -24,11 +25,7 @@ def torch_program_test(*, name, program, custom_ops = [], **kwargs):
       **kwargs: as for `py_test`. The size is medium unless given.
     """
     main = name + "_main.py"
-    common = {
-        attribute: kwargs[attribute]
-        for attribute in ["tags", "visibility"]
-        if attribute in kwargs
-    }
+    common = common_attributes(kwargs)
     self_check_main(
         name = name + ".main",
         testonly = True,

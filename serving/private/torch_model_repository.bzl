@@ -1,6 +1,7 @@
 """torch_model_repository: programs laid out as a server reads them."""
 
 load("//program:providers.bzl", "TorchProgramInfo")
+load("//program/private:common_attributes.bzl", "common_attributes")
 load("//program/private:custom_ops.bzl", "custom_ops_info")
 load("//program/private:description.bzl", "DESCRIPTION_ENV")
 load("//program/private:golden_test.bzl", "golden_test")
@@ -152,11 +153,7 @@ def torch_model_repository_test(*, name, repository, golden, **kwargs):
         name = manifest,
         testonly = True,
         repository = repository,
-        **{
-            key: value
-            for key, value in kwargs.items()
-            if key in ["tags", "visibility"]
-        }
+        **common_attributes(kwargs)
     )
     golden_test(
         name = name,

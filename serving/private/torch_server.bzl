@@ -1,5 +1,6 @@
 """torch_server: a server and its programs as one runnable target."""
 
+load("//program/private:common_attributes.bzl", "common_attributes")
 load("//program/private:custom_ops.bzl", "custom_ops_info", "main_providers")
 load("//program/private:labels.bzl", "label_text")
 load("//program/private:runfiles.bzl", "rlocation_path")
@@ -83,11 +84,7 @@ def torch_server(*, name, programs, device = None, config = None, compiled = Non
       flags: of the server; `bazel run //serving:server -- --help` lists them.
       **kwargs: as for `py_binary`.
     """
-    common = {
-        attribute: kwargs[attribute]
-        for attribute in ["tags", "testonly", "visibility"]
-        if attribute in kwargs
-    }
+    common = common_attributes(kwargs, "testonly")
     repository = name + ".repository"
     torch_model_repository(
         name = repository,

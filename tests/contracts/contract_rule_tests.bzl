@@ -1,7 +1,7 @@
 """What the rules on programs tell others, run, and refuse."""
 
 load("@bazel_skylib//lib:unittest.bzl", "analysistest", "asserts")
-load("//program:defs.bzl", "torch_contract", "torch_program_compatibility_test", "torch_program_test")
+load("//program:defs.bzl", "torch_contract", "torch_contract_test", "torch_program_compatibility_test", "torch_program_test")
 
 def _describes_test_impl(ctx):
     env = analysistest.begin(ctx)
@@ -36,6 +36,13 @@ _writes_main_test = analysistest.make(
     _writes_main_test_impl,
     attrs = {"contains": attr.string_list(mandatory = True)},
 )
+
+def _check_properties(name):
+    """Fails unless a target is built where the macro was told to build what it makes."""
+    rule = native.existing_rule(name)
+    found = (rule["exec_properties"], len(rule["exec_compatible_with"]), len(rule["target_compatible_with"]))
+    if found != ({"Pool": "models"}, 1, 1):
+        fail("%s is built with %s" % (name, found))
 
 def _refusal_test_impl(ctx):
     env = analysistest.begin(ctx)
@@ -102,6 +109,33 @@ def contract_rule_test_suite(*, name):
         target_under_test = ":operators_test.main",
     )
     tests += [name + suffix for suffix in ["_update_command", "_program_as_baseline", "_custom_ops"]]
+
+    # Also for the targets that are made beside the one that is named.
+    properties = {"Pool": "models", "test.Pool": "tests"}
+    torch_program_test(
+        name = "_with_properties_test",
+        exec_compatible_with = ["@platforms//os:linux"],
+        exec_properties = properties,
+        program = ":ranker",
+        tags = ["manual"],
+        target_compatible_with = ["@platforms//os:linux"],
+    )
+    torch_contract_test(
+        name = "_contract_with_properties_test",
+        exec_compatible_with = ["@platforms//os:linux"],
+        exec_properties = properties,
+        golden = "ranker.contract.txt",
+        program = ":ranker",
+        tags = ["manual"],
+        target_compatible_with = ["@platforms//os:linux"],
+    )
+    for hidden in [
+        "_with_properties_test.main",
+        "_contract_with_properties_test.contract",
+        "_contract_with_properties_test.generated",
+        "_contract_with_properties_test.update",
+    ]:
+        _check_properties(hidden)
 
     # They cannot be built.
     torch_contract(
