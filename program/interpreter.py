@@ -120,7 +120,9 @@ class InterpretedGraph:
         torch._C._set_graph_executor_optimize(False)
         try:
             result = self._function(*tensors, *self._packed)
-        except RuntimeError as error:  # of whatever type an operator raised
+        # Whatever an operator raises comes out as a RuntimeError, and what functions of ours in
+        # TorchScript raise as the other.
+        except (RuntimeError, torch.jit.Error) as error:
             raise EngineFailure(str(error)) from error
         finally:
             torch._C._set_graph_executor_optimize(before)
