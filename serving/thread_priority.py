@@ -35,9 +35,10 @@ def give_way() -> None:
     The one that receives requests has to keep up, above all when there are more of them than can
     be run: those that come too late have cost as much as those that come in time.
     """
-    # To Linux each thread is a process of its own here, and its helpers inherit what it has.
-    usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    # A sandbox may allow none of it. The thread has to go on all the same: others wait for it.
     with contextlib.suppress(OSError):
+        # To Linux each thread is a process of its own here, and its helpers inherit what it has.
+        usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), usual + _NICE)
 
 
@@ -46,13 +47,17 @@ def run_at_once() -> None:
 
     It asks for short slices of time. Since 6.12, Linux has whoever wakes and wants less go before
     whoever wants more; else a thread that computes would keep its processor for some milliseconds.
-    Does nothing where Linux is older, on other systems, and under other policies than the usual.
+    Does nothing where Linux is older, on other processors, under other policies than the usual, and
+    in sandboxes that do not allow it.
     """
     number = _SCHED_SETATTR.get(platform.machine())
-    if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
+    if number is None:
         return
-    nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    # struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
-    attributes = (os.SCHED_OTHER, _RESET_ON_FORK, nice, 0, _SHORTEST_SLICE, 0, 0)
-    request = struct.pack("=IIQiIQQQ", struct.calcsize("=IIQiIQQQ"), *attributes)
-    ctypes.CDLL(None).syscall(number, 0, request, 0)
+    with contextlib.suppress(OSError):
+        if os.sched_getscheduler(0) != os.SCHED_OTHER:
+            return
+        nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        # struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
+        attributes = (os.SCHED_OTHER, _RESET_ON_FORK, nice, 0, _SHORTEST_SLICE, 0, 0)
+        request = struct.pack("=IIQiIQQQ", struct.calcsize("=IIQiIQQQ"), *attributes)
+        ctypes.CDLL(None).syscall(number, 0, request, 0)
