@@ -29,10 +29,14 @@ class MemoryBudget:
         """Returns how many bytes there are."""
         return self._used
 
-    def take(self, size: int) -> None:
-        """Takes `size` bytes.
+    def take(self, size: int, freed: int = 0) -> None:
+        """Takes `size` bytes, and gives back those that are freed for them.
 
         One request alone may have more than the limit, but not what no message can hold.
+
+        Args:
+          size: of a request.
+          freed: bytes of requests that it takes the place of; they stay taken if it raises.
 
         Raises:
           ResourceExhaustedError: it is of that size, which it can be in shared memory.
@@ -44,13 +48,14 @@ class MemoryBudget:
                 "of requests: send a smaller batch"
             )
         with self._lock:
-            if self._used and self._used + size > self._limit:
+            others = self._used - freed
+            if others and others + size > self._limit:
                 raise OverloadedError(
                     f"the server holds {self._used} bytes of requests and of answers that were not "
                     f"read, and may hold {self._limit}: try again when some are answered",
                     retry_after=0.1,
                 )
-            self._used += size
+            self._used = others + size
 
     def add(self, size: int) -> None:
         """Counts `size` bytes that are there in any case."""

@@ -173,7 +173,7 @@ class Scheduler:
         """
         size = pending.request.size
         options = self._options
-        displaced = None
+        displaced: Sequence[PendingRequest] = ()
         with self._condition:
             queue = self._queue
             if self._is_closed:
@@ -200,12 +200,11 @@ class Scheduler:
                         time_left=pending.expires - pending.arrived,
                     )
                 self._next_expiry = min(self._next_expiry, pending.expires)
-            self._memory.take(size)
-            if displaced is not None:
-                for other in displaced:
-                    queue.remove(other)
+            self._memory.take(size, freed=_size(displaced))
+            for other in displaced:
+                queue.remove(other)
             queue.put(pending)
-        if displaced is not None:
+        if displaced:
             self._refuse(displaced)
 
     def run_pending(self) -> bool:
@@ -345,7 +344,7 @@ class Scheduler:
         )
 
     def _refuse(self, displaced: Sequence[PendingRequest]) -> None:
-        """Answers requests that more urgent ones have taken the place of."""
+        """Answers requests that more urgent ones have taken the place and the memory of."""
         error = OverloadedError(
             f"{self._executor.subject} has no room for this request any more, as more urgent ones "
             f"have come; max_queue_requests is {self._options.max_queue_requests}, and "
@@ -353,7 +352,6 @@ class Scheduler:
             retry_after=self._seconds_until_run(self._queue.rows),
         )
         for pending in displaced:
-            self._memory.give_back(pending.request.size)
             if not self._executor.drop(pending, time.monotonic()):
                 self._executor.fail(pending, error)
 

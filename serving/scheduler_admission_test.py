@@ -107,6 +107,20 @@ def test_as_many_give_way_as_there_is_room_wanted_for(make_bench: MakeBench) -> 
     assert all(answer.outputs for answer in (urgent, *waiting[:kept]))
 
 
+def test_what_gives_way_leaves_its_memory_to_the_other(make_bench: MakeBench) -> None:
+    bench = make_bench(max_queue_requests=1, memory=2 * len(affine(priority=9)))
+    busy = bench.occupy()
+    waiting = bench.submit(affine(priority=9))
+    held = bench.memory.used
+    urgent = bench.submit(affine(priority=1))
+    waiting.wait()
+    assert isinstance(waiting.error, OverloadedError)
+    assert bench.memory.used == held
+    # It is no larger, so that nobody else has to wait for memory.
+    finish(bench, busy, [urgent])
+    assert urgent.outputs
+
+
 def test_nobody_gives_way_for_a_request_that_is_refused(make_bench: MakeBench) -> None:
     bench = make_bench(max_queue_requests=2)
     learn_rows(bench)
