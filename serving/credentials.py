@@ -209,6 +209,7 @@ def _read_tls(
     try:
         # A key with a password would ask for it at the terminal.
         context.load_cert_chain(certificate, key, password="")
+        client = _client(certificate)
     except (OSError, ValueError) as error:
         raise CredentialError(
             f"{certificate} and {key} are no certificate and its key, as PEM and without a "
@@ -224,7 +225,6 @@ def _read_tls(
     if (chain, secret) != (_read(certificate), _read(key)):
         raise CredentialError(f"{certificate} or {key} changes while it is read")
     # It counts all the same: to go on with the one before would be no better for long.
-    client = _client(certificate)
     try:
         _accepted(client, context)
     except ssl.SSLCertVerificationError as error:

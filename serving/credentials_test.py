@@ -12,6 +12,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from slipway.serving import credentials
 from slipway.serving.credentials import CredentialError, TlsFiles, TokenFile
 
 TOKEN = "0123456789abcdef"
@@ -175,6 +176,28 @@ def test_the_first_certificate_of_a_chain_to_expire_counts(pki: Pki) -> None:
     authority = x509.load_pem_x509_certificate(pki.authority.cert_pem.bytes())
     expected = authority.not_valid_after_utc.timestamp()
     assert TlsFiles(pki.certificate, pki.key, None).expiry == expected
+
+
+def test_a_certificate_that_goes_just_after_it_was_read_ends_no_handshake(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = TlsFiles(pki.certificate, pki.key, None)
+    expires = datetime(2040, 5, 6, 7, 8, 9, tzinfo=UTC)
+    pki.issue(not_after=expires)
+    original = credentials._read
+    keys: list[bytes] = []
+
+    def read(path: Path) -> bytes:
+        content = original(path)
+        if path == pki.key:
+            keys.append(content)
+            if len(keys) == 2:
+                pki.certificate.unlink()
+        return content
+
+    monkeypatch.setattr(credentials, "_read", read)
+    assert files.expiry == expires.timestamp()
+    assert not pki.certificate.exists()
 
 
 @pytest.mark.parametrize("name", ["certificate", "key", "clients"])
