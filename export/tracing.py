@@ -25,6 +25,7 @@ from slipway.export.narrowing import narrowing_error
 from slipway.export.resizing import binding_of, resized_leaves
 from slipway.export.tightening import raise_minimums
 from slipway.program.contract import Contract, Relation, Symbol
+from slipway.program.errors import ContractViolation
 from slipway.program.expressions import (
     Comparison,
     Constant,
@@ -102,7 +103,7 @@ def trace_and_settle(
 
     Torch takes what holds for a size of 1 in the example, that one stride is another, for what the
     graph needs. Where the contract is too narrow, a larger example shows what it really needs; what
-    is accepted is only what that needs too.
+    is accepted is only that, unless it excludes the example itself.
 
     Raises:
       ExportError: as `Tracer.trace` and `settle` do.
@@ -119,7 +120,11 @@ def trace_and_settle(
         try:
             args, kwargs = call
             again = other_tracer.trace(args, kwargs, declared)
-            return replace(again, example=traced.example), settle(other_tracer, again)
+            contract = settle(other_tracer, again, accept_narrowing)
+            binding_of(contract, traced.example)
+            return replace(again, example=traced.example), contract
+        except ContractViolation:
+            pass  # only the example's own graph has its sizes
         except ExportError as error:
             if error.kind is ExportErrorKind.CONSTRAINT_VIOLATION:
                 refusal = error

@@ -320,6 +320,36 @@ def test_no_narrowing_is_accepted_that_only_the_example_needs() -> None:
     assert program.contract.notes == ()
 
 
+def test_a_narrowing_that_the_model_needs_lets_in_none_that_only_the_example_needs() -> None:
+    def model(x: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        cache = torch.zeros(9, 16)
+        cache[: x.shape[0], place] = x
+        return cache if x.shape[1] > 2 else cache * 2
+
+    program = export(
+        model,
+        (torch.randn(1, 4), torch.arange(4)),
+        dynamic_shapes={"x": "n, m", "place": "m"},
+        symbols=SYMBOLS,
+        accept_narrowing="few columns are rare",
+    )
+    assert relations(program) == ["m > 2"]
+    assert program.contract.notes == (
+        "narrower than declared: m > 2; accepted: few columns are rare",
+    )
+    x, place = torch.randn(5, 3), torch.arange(3)
+    torch.testing.assert_close(program(x, place), model(x, place), rtol=0, atol=0)
+
+
+def test_a_narrowing_that_excludes_the_example_is_not_taken_from_a_larger_one() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] == 1 else x * 3
+
+    program = exported(model, torch.ones(1, 4), accept_narrowing="one row is usual")
+    assert relations(program) == ["n == 1"]
+    assert program(torch.ones(1, 4)).tolist() == [[2.0] * 4]
+
+
 @pytest.mark.parametrize("relation", ["n != 3", "n > 1", "n >= 2", "n < 9"])
 def test_what_the_user_states_is_kept_though_no_graph_needs_it(relation: str) -> None:
     program = exported(lambda x: x * 2, torch.ones(4, 4), relations=[relation])
