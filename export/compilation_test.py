@@ -90,6 +90,17 @@ def test_an_lstm_draws_no_random_numbers_and_can_be_compiled() -> None:
     assert obstacle(export(torch.nn.LSTM(3, 4), torch.ones(2, 5, 3)), "forward") is None
 
 
+def test_only_division_that_may_end_the_process_stays_with_the_graph() -> None:
+    def divide(rounding_mode: str) -> str | None:
+        def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.div(x, y, rounding_mode=rounding_mode)
+
+        return obstacle(export(model, (torch.arange(3), torch.arange(1, 4))), "forward")
+
+    assert divide("floor") is None
+    assert "does not check" in (divide("trunc") or "")
+
+
 def test_tensors_in_and_tensors_out_can_be_compiled() -> None:
     assert obstacle(export(torch.nn.Linear(3, 4), torch.ones(2, 3)), "forward") is None
 

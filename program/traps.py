@@ -21,7 +21,6 @@ _DIVISIONS = {
     _aten.div_.Tensor_mode,
     _aten.divide.Tensor_mode,
     _aten.divide_.Tensor_mode,
-    torch.ops.prims.div.default,
 }
 _SAMPLING = {
     _aten._grid_sampler_2d_cpu_fallback_backward.default,
@@ -83,8 +82,15 @@ def _graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
 
 def _place(node: fx.Node) -> int:
     """Returns which argument of a node may have such values; 0 if none has."""
-    place = 2 if node.target in _SAMPLING else 1 if node.target in _DIVISIONS else 0
+    place = 2 if node.target in _SAMPLING else 1 if _divides(node) else 0
     return place if place < len(node.args) and _is_tensor(node.args[place]) else 0
+
+
+def _divides(node: fx.Node) -> bool:
+    # To round down, torch takes another way, which knows of the least integer.
+    return node.target is torch.ops.prims.div.default or (
+        node.target in _DIVISIONS and node.kwargs.get("rounding_mode") == "trunc"
+    )
 
 
 def _is_tensor(given: object) -> bool:

@@ -104,6 +104,7 @@ def test_subgraphs_are_kept_from_them_too() -> None:
     "function",
     [
         lambda x: torch.div(x, 3, rounding_mode="trunc"),
+        lambda x: torch.div(x, x, rounding_mode="floor"),
         lambda x: x // x,
         lambda x: x / x,
     ],
