@@ -24,7 +24,14 @@ __all__ = ["CheckpointFile", "invalid", "listed", "read_checkpoint"]
 
 _INDEX = ".index.json"
 _TORCH = (".pt", ".pth", ".bin")
-_IN_FOLDERS = ((".safetensors.index.json",), (".safetensors",), (".bin.index.json",), _TORCH)
+_IN_FOLDERS = (
+    (".safetensors.index.json",),
+    (".safetensors",),
+    (".bin.index.json",),
+    # Beside it a trainer leaves training_args.bin, optimizer.pt and the like.
+    ("pytorch_model.bin",),
+    _TORCH,
+)
 """How the files of a folder end that are its checkpoint; the first kind that there is counts."""
 _SAVE = "save a plain state_dict: torch.save(model.state_dict(), …), or safetensors.torch.save_file"
 

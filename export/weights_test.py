@@ -85,6 +85,14 @@ def save_folder(module: nn.Module, folder: Path) -> Path:
     return folder
 
 
+def save_folder_of_a_trainer(module: nn.Module, folder: Path) -> Path:
+    torch.save(module.state_dict(), folder / "pytorch_model.bin")
+    # What lies beside it in a trainer's checkpoints, which is no state_dict of the module.
+    torch.save({"state": {}}, folder / "optimizer.pt")
+    (folder / "training_args.bin").write_bytes(b"")
+    return folder
+
+
 def save_folder_of_torch(module: nn.Module, folder: Path) -> Path:
     save_torch(module, folder)
     return folder
@@ -95,6 +103,7 @@ def save_folder_of_torch(module: nn.Module, folder: Path) -> Path:
     "save",
     [
         save_folder,
+        save_folder_of_a_trainer,
         save_folder_of_torch,
         save_safetensors,
         save_torch,
