@@ -25,6 +25,7 @@ from torch.export.dynamic_shapes import Dim
 from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.functions import ToFloat
 
 from slipway.export.dimensions import (
     Declaration,
@@ -249,14 +250,17 @@ def _record_divisor_lines(lines: dict[str, SourceLine | None]) -> Iterator[None]
 
     def noting(divide: Callable[[SymNode, SymNode], SymNode]) -> Callable[..., SymNode]:
         def run(dividend: SymNode, divisor: SymNode) -> SymNode:
-            if not isinstance(divisor._expr, sympy.Integer):
-                lines.setdefault(str(divisor._expr), innermost_user_line(sys._getframe(1)))
+            value = divisor._expr
+            if isinstance(value, ToFloat):
+                value = value.args[0]
+            if not isinstance(value, sympy.Number):
+                lines.setdefault(str(value), innermost_user_line(sys._getframe(1)))
             return divide(dividend, divisor)
 
         return run
 
     with contextlib.ExitStack() as stack:
-        for name in ("int_floordiv", "int_truediv", "mod"):
+        for name in ("float_truediv", "int_floordiv", "int_truediv", "mod"):
             patch = mock.patch.object(SymNode, name, noting(getattr(SymNode, name)))
             stack.enter_context(patch)
         yield

@@ -268,6 +268,25 @@ def test_a_size_for_which_the_graph_would_divide_by_0_is_excluded(operation: Any
         )
 
 
+@pytest.mark.parametrize("operation", [operator.floordiv, operator.mod, operator.truediv])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_size_that_divides_a_number_with_a_fraction_is_not_0(
+    operation: Any, strict: bool
+) -> None:
+    def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x * operation(1.5, y.shape[0] - 2) + y.sum()
+
+    automatic = {"x": {0: Dim.AUTO}, "y": {0: Dim.AUTO}}
+    example = torch.ones(6), torch.ones(4)
+    program = export(model, example, dynamic_shapes=automatic, strict=strict)
+    assert relations(program) == ["y_0 - 2 != 0"]
+    with pytest.raises(ContractViolation, match=r"tracing_test\.py"):
+        program(torch.ones(6), torch.ones(2))
+    for size in (0, 1, 3):
+        x, y = torch.ones(6), torch.ones(size)
+        assert torch.equal(program(x, y), model(x, y))
+
+
 def test_a_divisor_that_is_0_where_another_branch_is_taken_excludes_the_size() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         return x * (x.shape[0] // max(x.shape[1], 1))

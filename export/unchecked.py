@@ -22,6 +22,8 @@ def unchecked_guards(capture: Capture) -> Iterator[Guard]:
     # Not of its subgraphs, which may be left out for just those sizes.
     for node in capture.exported.graph.nodes:
         divisor = node.args[1] if node.target in _DIVISIONS else None
+        if isinstance(divisor, torch.fx.Node) and divisor.target is torch.sym_float:
+            divisor = divisor.args[0]
         size = divisor.meta["val"] if isinstance(divisor, torch.fx.Node) else None
         if isinstance(size, torch.SymInt):
             value = expression_of(size)
