@@ -6,12 +6,15 @@ Finds how much the server does at most, in closed loops of 32, 128 and 256 calle
 batches does more when more is waiting. Then sends three times as much for a minute, each request
 with a deadline, and looks at what comes back: an answer in time, an answer too late, a refusal
 (RESOURCE_EXHAUSTED at once, or DEADLINE_EXCEEDED), another failure, or nothing at all. Every answer
-is compared with the program's. Exits 1 if one was wrong, or a request failed in another way. Last,
-the loop that did most runs again, since machines become faster and slower: what the server does at
-most is the mean of before and after.
+is compared with the program's. Exits 1 if one was wrong, or a request failed in another way.
 
-Requests have several rows, so that the time goes into the model: it takes as long to refuse a
-request as to receive it, and who is busy with receiving alone cannot answer three times as many.
+The loop that did most runs again right before the overload and after, and what the server does at
+most is the mean of these: machines become faster and slower, and the largest of three figures is
+the one that chance has made larger.
+
+Requests have the most rows that the encoder takes, so that the time goes into the model: to refuse
+a request takes as long as to receive it, and who is busy with receiving alone cannot answer three
+times as many.
 
 Ends with one JSON object, {"goodput_of_capacity", "p99_ms", "lost", "refused", "rss_growth_mb"}:
 right answers in time a second, divided by what the server does at most; the 99th percentile of all
@@ -60,12 +63,13 @@ def main() -> None:
         server = stack.enter_context(slipway_server(options.server_flag))
         target = Target(server.address, INFER)
 
-        callers, before = _capacity(target, made, options.capacity_seconds)
+        callers = _best_callers(target, made, options.capacity_seconds)
+        before = _closed_loop(target, made, callers, options.capacity_seconds)
         with _MemoryWatch(server) as memory:
             load = open_loop(
                 target,
                 made,
-                rate=options.factor * before,
+                rate=options.factor * before.rate,
                 seconds=options.seconds,
                 connections=options.connections,
                 deadline=options.deadline_ms / 1e3,
@@ -86,7 +90,7 @@ def main() -> None:
     )
     print(f"memory, MB each second: {[round(size / 1e6) for size in memory.sizes]}")
     figures = {
-        "goodput_of_capacity": round(load.goodput / ((before + after.rate) / 2), 3),
+        "goodput_of_capacity": round(load.goodput / ((before.rate + after.rate) / 2), 3),
         "p99_ms": round(percentile(accepted, 99) * 1e3, 1) if accepted else None,
         "lost": load.lost,
         "refused": len(refused) + load.expired,
@@ -99,8 +103,8 @@ def main() -> None:
         raise SystemExit(f"after the overload, without any: {after.wrong.most_common(3)}")
 
 
-def _capacity(target: Target, made: Sequence[Request], seconds: float) -> tuple[int, float]:
-    """Returns how many callers got the most answers, and how many a second."""
+def _best_callers(target: Target, made: Sequence[Request], seconds: float) -> int:
+    """Returns how many callers got the most answers."""
     rates: dict[int, float] = {}
     for count in _CALLERS:
         load = _closed_loop(target, made, count, seconds)
@@ -111,8 +115,7 @@ def _capacity(target: Target, made: Sequence[Request], seconds: float) -> tuple[
         rates[count] = load.rate
     if not rates:
         raise SystemExit("the server refused requests without overload: see above")
-    most = max(rates, key=rates.__getitem__)
-    return most, rates[most]
+    return max(rates, key=rates.__getitem__)
 
 
 def _closed_loop(target: Target, made: Sequence[Request], count: int, seconds: float) -> ClosedLoad:
