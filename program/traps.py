@@ -41,6 +41,12 @@ def divisor(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.logical_and(is_least, torch.eq(y, -1)), 1, y).to(dtype)
 
 
+def divisor_of(x: torch.Tensor, y: int) -> torch.Tensor:
+    """Does what `divisor` does for a number."""
+    number = torch.tensor(y)
+    return divisor(x, number.to(torch.result_type(x, number)))
+
+
 def near_places(grid: torch.Tensor) -> torch.Tensor:
     """Returns a grid whose places are numbers, and not so far off that they are no integers.
 
@@ -49,7 +55,7 @@ def near_places(grid: torch.Tensor) -> torch.Tensor:
     return torch.clamp(torch.nan_to_num(grid, nan=-2.0), -1e6, 1e6)
 
 
-SCRIPTED = (divisor, near_places)
+SCRIPTED = (divisor, divisor_of, near_places)
 """What `avoid_traps` puts into graphs. It is TorchScript, and depends on dtypes."""
 
 
@@ -67,11 +73,8 @@ def avoid_traps(module: fx.GraphModule) -> fx.GraphModule:
         for node in graph.graph.nodes:
             place = _place(node)
             if place:
-                function = near_places if node.target in _SAMPLING else divisor
-                arguments = (node.args[place],) if function is near_places else node.args[:2]
                 with graph.graph.inserting_before(node):
-                    replaced = graph.graph.call_function(function, tuple(arguments))
-                node.update_arg(place, replaced)
+                    node.update_arg(place, _replacement(graph.graph, node))
         graph.recompile()
     return changed
 
@@ -83,7 +86,16 @@ def _graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
 def _place(node: fx.Node) -> int:
     """Returns which argument of a node may have such values; 0 if none has."""
     place = 2 if node.target in _SAMPLING else 1 if _divides(node) else 0
-    return place if place < len(node.args) and _is_tensor(node.args[place]) else 0
+    given = node.args[place] if place < len(node.args) else None
+    # Other numbers do no harm, and sizes are never -1.
+    return place if _is_tensor(given) or (type(given) is int and given == -1) else 0
+
+
+def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    if node.target in _SAMPLING:
+        return graph.call_function(near_places, (node.args[2],))
+    function = divisor if isinstance(node.args[1], fx.Node) else divisor_of
+    return graph.call_function(function, (node.args[0], node.args[1]))
 
 
 def _divides(node: fx.Node) -> bool:
@@ -94,7 +106,6 @@ def _divides(node: fx.Node) -> bool:
 
 
 def _is_tensor(given: object) -> bool:
-    # Sizes are no least integers, and other numbers are constants.
     if not isinstance(given, fx.Node):
         return False
     if isinstance(given.target, torch._ops.OpOverload):

@@ -54,6 +54,35 @@ def test_the_least_integer_is_divided(
         assert actual[1].item() == (-least if wide else least)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.float32])
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda x: torch.div(x, -1, rounding_mode="trunc"),
+        lambda x: x.clone().div_(-1, rounding_mode="trunc"),
+        lambda x: torch.ops.prims.div(x, -1),
+    ],
+)
+def test_the_least_integer_is_divided_by_a_number(
+    divide: Callable[..., object], dtype: torch.dtype
+) -> None:
+    x = torch.tensor([7, 9, 5]).to(dtype)
+    module = traced(divide, x)
+    (expected,) = module(x)
+    for actual in results(avoid_traps(module), x):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    if dtype.is_signed and not dtype.is_floating_point:
+        least = torch.iinfo(dtype).min
+        for actual in results(avoid_traps(module), torch.full((3,), least, dtype=dtype)):
+            assert actual.tolist() == [least] * 3
+
+
+@pytest.mark.parametrize("number", [1, -2, -1.0, 0.5])
+def test_other_numbers_are_left_alone(number: float) -> None:
+    module = traced(lambda x: torch.div(x, number, rounding_mode="trunc"), torch.ones(3))
+    assert avoid_traps(module) is module
+
+
 def test_primitives_divide_the_least_integer() -> None:
     least = torch.tensor([torch.iinfo(torch.int64).min])
     module = traced(lambda x, y: torch.ops.prims.div(x, y), least, torch.tensor([2]))
