@@ -278,9 +278,12 @@ def test_shards_must_belong_together(tmp_path: Path) -> None:
     copy.write_bytes(index.read_bytes())
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "it.safetensors").write_text("{}")
     for weights, reason in [
         ([], "has no files"),
         ([tmp_path / "empty"], r"a folder without a file that can be read; it holds\n.*config"),
+        ([tmp_path / "damaged"], r"it\.safetensors of .*damaged"),
         ([index, first], "names files that are not among the weights:\n    it-2.safetensors"),
         ([index, first, second, other], "does not name:\n    .*it.pt"),
         ([index, copy, first, second], "two indices"),

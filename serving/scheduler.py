@@ -352,8 +352,7 @@ class Scheduler:
             retry_after=self._seconds_until_run(self._queue.rows),
         )
         for pending in displaced:
-            if not self._executor.drop(pending, time.monotonic()):
-                self._executor.fail(pending, error)
+            self._executor.fail(pending, error)
 
     def _may_start(self) -> bool:
         """Returns whether requests wait and an instance is free.

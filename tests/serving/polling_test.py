@@ -11,9 +11,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runfiles import Runfiles
-from tritonclient.grpc import InferenceServerClient
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
 
 from slipway.tests.serving.server_process import server_command, server_environment
 
@@ -56,7 +58,11 @@ def test_messages_wake_no_thread_of_grpc(server: tuple[int, str]) -> None:
 def test_only_the_thread_that_receives_wants_short_slices(server: tuple[int, str]) -> None:
     process, address = server
     with InferenceServerClient(address) as client:
-        assert client.is_server_live()
+        # Large messages are read by another thread, which the one that receives starts.
+        large = InferInput("x", [2**19], "FP32")
+        large.set_data_from_numpy(np.zeros(2**19, np.float32))
+        with pytest.raises(InferenceServerException, match="unknown model"):
+            client.infer("none", [large])
     slices = [own_slice(int(task.name)) for task in Path(f"/proc/{process}/task").iterdir()]
     usual = own_slice(process)
     assert sorted(size for size in slices if size != usual) == [SHORTEST_SLICE]
