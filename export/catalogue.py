@@ -14,6 +14,7 @@ _ENTRIES: dict[str, list[tuple[str, str, str]]] = {
         (r"a contract cannot say", "", "relation-that-a-contract-cannot-say"),
         (r"needs \w+ == \w*[a-zA-Z_]\w*,", "", "two-sizes-that-must-be-equal"),
         (r"\bmin\(|\bmax\(", "", "table-that-is-too-small"),
+        (r" needs \w+ <= \w+, ", r"\[[^\]]*:", "table-that-is-too-small"),
         (r"", r"\b(?:if|elif|while)\b", "branch-on-a-size"),
         (r"%|//", "", "multiple-of-a-number"),
         (r" == |only for the size", r"\bint\(|\bfloat\(|\bmath\.", "size-as-a-plain-number"),

@@ -78,7 +78,7 @@ class ExportError(SlipwayError):
         if source is not None:
             lines.append(f"  at {source}" + (f": {source.text}" if source.text else ""))
         lines.append(f"  what to do: {advice}")
-        lines.append(f"  see {self.page}")
+        lines.append(f"  see Slipway's {self.page}")
         if cause:
             lines.append(f"  torch says: {cause}")
         super().__init__("\n".join(lines))

@@ -929,6 +929,10 @@ def test_what_makes_no_sense_is_an_invalid_spec(model: Any, args: Any, reason: s
     assert reason in error.reason
 
 
+def test_who_gives_a_spec_for_the_model_is_told_what_takes_one() -> None:
+    assert "export_spec(spec)" in failure(ExportSpec(model=nn.ReLU()), torch.ones(3)).advice
+
+
 def test_export_leaves_the_model_the_example_and_the_random_numbers_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from slipway.export.containers import tree_of
 from slipway.export.errors import ExportError, ExportErrorKind
-from slipway.export.spec import MethodSpec
+from slipway.export.spec import ExportSpec, MethodSpec
 
 __all__ = ["module_for_method", "restoring_containers"]
 
@@ -33,7 +33,9 @@ def module_for_method(
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
             f"the model is a {type(model).__name__}",
-            "give a torch.nn.Module or a function",
+            "call export_spec(spec) instead"
+            if isinstance(model, ExportSpec)
+            else "give a torch.nn.Module or a function",
         )
     function = method.function
     if function is None and name != "forward" and isinstance(model, torch.nn.Module):

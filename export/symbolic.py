@@ -141,9 +141,22 @@ def to_condition(value: sympy.Basic, symbols: Mapping[sympy.Symbol, int]) -> Con
 
 _MIRRORED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
+# What it is to a number to equal the minimum of itself and others, or not to; and the maximum.
+_WITHIN = {"==": "<=", "!=": ">"}
+_BEYOND = {"==": ">=", "!=": "<"}
+
 
 def _tidy(operator: str, left: Expression, right: Expression) -> Comparison:
-    """Returns the comparison with a constant on its right, as people write it."""
-    if isinstance(left, Constant) and not isinstance(right, Constant):
-        return Comparison(_MIRRORED[operator], right, left)
+    """Returns the comparison as people write it.
+
+    A constant is on its right, and neither side is the minimum or maximum of the other and more.
+    """
+    if (isinstance(left, Constant) and not isinstance(right, Constant)) or (
+        isinstance(left, Minimum | Maximum) and right in left.operands
+    ):
+        operator, left, right = _MIRRORED[operator], right, left
+    if operator in _WITHIN and isinstance(right, Minimum | Maximum) and left in right.operands:
+        others = tuple(item for item in right.operands if item != left)
+        operator = _WITHIN[operator] if isinstance(right, Minimum) else _BEYOND[operator]
+        right = others[0] if len(others) == 1 else type(right)(others)
     return Comparison(operator, left, right)

@@ -420,6 +420,10 @@ def test_no_nearest_value_is_offered_that_is_itself_refused() -> None:
     contract = contract_of([BATCH], {"x": [A], "y": [A]})
     beyond, different = violations_of(contract, x=[100], y=[50])
     assert (beyond.nearest, different.nearest) == ("64", None)
+    assert different.description == (
+        "input 'y' dimension 0 (a) is 50; allowed: a, since a = 100 by input 'x' dimension 0, "
+        "which is not legal itself"
+    )
 
 
 def test_a_broken_relation_names_its_values_and_the_line_of_the_model() -> None:
@@ -558,9 +562,9 @@ def test_a_number_that_no_size_can_be_is_refused(size: Expression) -> None:
 
 
 def test_the_largest_product_is_told_in_full() -> None:
-    contract = contract_of([BATCH], {"x": [A], "y": [Multiply((A,) * 14)]})
+    contract = contract_of([Symbol("a", 1, None)], {"x": [A], "y": [Multiply((A,) * 14)]})
     assert contract.check(call_of(x=[2], y=[2**14])) == (2,)
-    _, size = violations_of(contract, x=[2**63 - 1], y=[1])
+    (size,) = violations_of(contract, x=[2**63 - 1], y=[1])
     assert size.allowed is not None
     assert size.allowed.startswith(str((2**63 - 1) ** 14))
 

@@ -212,10 +212,14 @@ class _Explanation:
             if shape[dimension] == expected:
                 continue
             allowed = "none, for it divides by zero" if expected is None else str(expected)
+            if not self.refused.isdisjoint(indices):
+                # What a size that is not legal itself leads to is not allowed either.
+                allowed = str(size)
             if references:
                 allowed += ", since " + ", ".join(
                     f"{symbol} = {self.values[index]} by input '{binders[index].input}' "
                     f"dimension {binders[index].dimension}"
+                    + (", which is not legal itself" if index in self.refused else "")
                     for index, symbol in references
                 )
             self._add(
