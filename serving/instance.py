@@ -42,6 +42,16 @@ _LOOKUP = re.compile(
 )
 """What torch says on the host of an index that is a caller's value."""
 
+_DOMAIN = re.compile(
+    r"ZeroDivisionError"
+    r"|linalg\.\w+: [^\n]+"  # singular matrices and the like
+    r"|invalid multinomial distribution[^\n]*|probability tensor contains[^\n]*"
+    r"|Expected p_in >= 0 && p_in <= 1|normal expects all elements of std >= 0\.0"
+    r"|invalid Poisson rate[^\n]*|all elements of (?:input|target) should be between 0 and 1"
+    r"|q values must be in the range \[0, 1\]|range of \[[^\]\n]*\] is not finite"
+)
+"""What torch says on the host of a value that an operator has no result for."""
+
 # After these of CUDA's errors a device goes on: cudaErrorMemoryAllocation, and what it says of an
 # operator that cannot be launched for these sizes (cudaErrorInvalidValue, InvalidConfiguration,
 # LaunchOutOfResources).
@@ -105,6 +115,12 @@ class Instance:
             return InvalidRequestError(
                 f"{self.subject} refused the request: a value of an input selects an element that "
                 f"does not exist, such as a token outside the vocabulary ({lookup[0]})"
+            )
+        outside = _DOMAIN.search(str(error))
+        if outside is not None:
+            return InvalidRequestError(
+                f"{self.subject} refused the request: for the values of its inputs an operator has "
+                f"no result, as for a division of integers by 0 or a singular matrix ({outside[0]})"
             )
         if (
             isinstance(error, torch.AcceleratorError)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -142,6 +143,32 @@ def failure_of(action: str) -> Exception:
                 torch.bincount(torch.tensor([-1]))
             case "sorter":
                 torch.searchsorted(torch.zeros(1), torch.zeros(1), sorter=torch.tensor([7]))
+            case "division by 0":
+                torch.tensor([1]) // torch.tensor([0])
+            case "remainder by 0":
+                torch.tensor([1]) % torch.tensor([0])
+            case "singular matrix":
+                torch.linalg.inv(torch.zeros(2, 2))
+            case "matrix that is not positive":
+                torch.linalg.cholesky(-torch.eye(2))
+            case "matrix of nothing finite":
+                torch.linalg.eig(torch.full((2, 2), math.nan))
+            case "weights that sum to 0":
+                torch.multinomial(torch.zeros(3), 1)
+            case "negative weights":
+                torch.multinomial(-torch.ones(3), 1)
+            case "probability":
+                torch.bernoulli(torch.tensor([2.0]))
+            case "deviation":
+                torch.normal(torch.zeros(1), torch.tensor([-1.0]))
+            case "rate":
+                torch.poisson(torch.tensor([-1.0]))
+            case "predicted probability":
+                torch.nn.functional.binary_cross_entropy(torch.tensor([2.0]), torch.zeros(1))
+            case "quantile":
+                torch.quantile(torch.ones(3), torch.tensor([2.0]))
+            case "histogram of nothing finite":
+                torch.histc(torch.tensor([math.nan]))
             case "memory":
                 torch.empty(2**45)
             case _:
@@ -178,6 +205,19 @@ def failure_of(action: str) -> Exception:
         (failure_of("repeats"), InvalidRequestError),
         (failure_of("count"), InvalidRequestError),
         (failure_of("sorter"), InvalidRequestError),
+        (failure_of("division by 0"), InvalidRequestError),
+        (failure_of("remainder by 0"), InvalidRequestError),
+        (failure_of("singular matrix"), InvalidRequestError),
+        (failure_of("matrix that is not positive"), InvalidRequestError),
+        (failure_of("matrix of nothing finite"), InvalidRequestError),
+        (failure_of("weights that sum to 0"), InvalidRequestError),
+        (failure_of("negative weights"), InvalidRequestError),
+        (failure_of("probability"), InvalidRequestError),
+        (failure_of("deviation"), InvalidRequestError),
+        (failure_of("rate"), InvalidRequestError),
+        (failure_of("predicted probability"), InvalidRequestError),
+        (failure_of("quantile"), InvalidRequestError),
+        (failure_of("histogram of nothing finite"), InvalidRequestError),
         (failure_of("memory"), ResourceExhaustedError),
         (torch.OutOfMemoryError("CUDA out of memory"), ResourceExhaustedError),
         (MemoryError(), ResourceExhaustedError),
