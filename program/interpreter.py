@@ -51,6 +51,9 @@ _SIZES: dict[object, str] = {
     torch.ops.aten.sym_numel.default: "aten::numel",
 }
 
+# The overloads of operators whose second operand is a tensor, and those where it is a number.
+_FOR_NUMBERS = {"Tensor": "Scalar", "Tensor_mode": "Scalar_mode"}
+
 # Functions of ours that graphs may call, written in TorchScript.
 _SCRIPTED = {masked_fill, matmul_div, matmul_mul, *index_checks.SCRIPTED, *traps.SCRIPTED}
 
@@ -230,9 +233,9 @@ class _Builder:
             if _is_tensor(parameter.type) and self._is_number(given):
                 # Python makes such a number a tensor that has no say in the result's dtype, which
                 # is what the overload for numbers does.
-                if wanted != "Tensor" or parameter.name != "other":
+                if wanted not in _FOR_NUMBERS or parameter.name != "other":
                     raise NotInterpretableError(f"{target} has a number as {parameter.name}")
-                wanted = "Scalar"
+                wanted = _FOR_NUMBERS[wanted]
                 inputs.append(self._value(given))
             else:
                 inputs.append(self._argument(given, parameter.type))

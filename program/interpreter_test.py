@@ -103,6 +103,15 @@ def test_a_number_has_no_say_in_the_dtype(
     check(lambda graph, x: [graph.call_function(target, (x, number))], x)
 
 
+@pytest.mark.parametrize("mode", [None, "floor", "trunc"])
+@pytest.mark.parametrize("number", [5, 2.5])
+def test_a_number_divides_and_the_quotient_is_rounded(mode: str | None, number: float) -> None:
+    def build(graph: fx.Graph, x: fx.Node) -> list[fx.Node]:
+        return [graph.call_function(aten.div.Tensor_mode, (x, number), {"rounding_mode": mode})]
+
+    check(build, torch.arange(-9, 9))
+
+
 @pytest.mark.parametrize(
     "memory_format",
     [
