@@ -29,6 +29,8 @@ from slipway.program.errors import ContractViolation
 from slipway.program.expressions import (
     Comparison,
     Constant,
+    Expression,
+    SymbolReference,
     holds,
     linear_form,
     symbols_of,
@@ -39,6 +41,12 @@ __all__ = ["Traced", "Tracer", "settle", "trace_and_settle"]
 _FAR = 1 << 40
 _FEW = 2
 """So many sizes that a relation excludes are tried, each by tracing the model again."""
+
+_MOST_POINTS = 1 << 14
+"""Up to so many combinations of sizes are looked through for those that a relation excludes."""
+
+Point = tuple[tuple[int, int], ...]
+"""The indices of some symbols, each with a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +213,14 @@ def _needless_relations(tracer: Tracer, traced: Traced) -> set[Relation]:
     stated = traced.declared.conditions(contract.symbols)
     # For each of these relations, what holds at the sizes that it excludes.
     found: dict[Relation, set[str]] = {}
-    answers: dict[tuple[int, int], set[str] | None] = {}
+    answers: dict[Point, set[str] | None] = {}
     for relation in contract.relations:
         if relation.condition in stated or relation in traced.derivation.hinted:
             continue
-        excluded = _excluded_values(relation, contract.symbols)
+        excluded = _excluded_points(relation, contract.symbols)
         for point in excluded:
             if point not in answers:
-                answers[point] = _relations_at(tracer, traced, *point)
+                answers[point] = _relations_at(tracer, traced, point)
         demands = [answers[point] for point in excluded]
         if demands and None not in demands:
             found[relation] = {text for demand in demands for text in demand or ()}
@@ -226,15 +234,44 @@ def _needless_relations(tracer: Tracer, traced: Traced) -> set[Relation]:
             del found[relation]
 
 
-def _excluded_values(relation: Relation, symbols: Sequence[Symbol]) -> list[tuple[int, int]]:
-    """Returns the symbol and the values if a relation only excludes a few of one symbol."""
-    match relation.condition:
-        case Comparison(operator, expression, Constant(bound)) if operator != "==":
-            form = linear_form(expression)
-        case _:
-            return []
-    if form is None:
+def _excluded_points(relation: Relation, symbols: Sequence[Symbol]) -> list[Point]:
+    """Returns the values of a relation's symbols that it excludes, if these are only a few."""
+    condition = relation.condition
+    if not isinstance(condition, Comparison) or condition.operator == "==":
         return []
+    form = linear_form(condition.left)
+    if form is not None and isinstance(condition.right, Constant):
+        return _excluded_values(relation, symbols, form, condition.right.value)
+    involved = sorted({item.index for item in symbols_of(condition)})
+    ranges = []
+    count = 1
+    for index in involved:
+        maximum = symbols[index].maximum
+        if maximum is None:
+            return []
+        ranges.append(range(symbols[index].minimum, maximum + 1))
+        count *= len(ranges[-1])
+    if count > _MOST_POINTS:
+        return []
+    values = [0] * len(symbols)
+    excluded: list[Point] = []
+    for point in itertools.product(*ranges):
+        for index, value in zip(involved, point, strict=True):
+            values[index] = value
+        if not holds(condition, values):
+            excluded.append(tuple(zip(involved, point, strict=True)))
+            if len(excluded) > _FEW:
+                return []
+    return excluded
+
+
+def _excluded_values(
+    relation: Relation,
+    symbols: Sequence[Symbol],
+    form: tuple[int, SymbolReference, int],
+    bound: int,
+) -> list[Point]:
+    """Does the same for a relation that compares a multiple of a symbol with a number."""
     factor, symbol, offset = form
     low, high = symbols[symbol.index].minimum, symbols[symbol.index].maximum
     near = range((bound - offset) // factor - 1, (bound - offset) // factor + 3)
@@ -244,34 +281,36 @@ def _excluded_values(relation: Relation, symbols: Sequence[Symbol]) -> list[tupl
     ends += range(last - _FEW, last + 1)
     inside = {item for item in (*near, *ends) if low <= item and (high is None or item <= high)}
     values = [0] * len(symbols)
-    excluded = []
+    excluded: list[Point] = []
     for item in sorted(inside):
         values[symbol.index] = item
         if not holds(relation.condition, values):
-            excluded.append((symbol.index, item))
+            excluded.append(((symbol.index, item),))
     # Those that were tried decide: a comparison with a bound fails on one side of it, or at it.
     return excluded if len(excluded) <= _FEW else []
 
 
-def _relations_at(tracer: Tracer, traced: Traced, symbol: int, value: int) -> set[str] | None:
-    """Returns the relations that hold if a symbol has a value; None if the graph is another."""
+def _relations_at(tracer: Tracer, traced: Traced, point: Point) -> set[str] | None:
+    """Returns the relations that hold if symbols have some values; None if the graph is another."""
     contract = traced.derivation.contract
-    named = contract.symbols[symbol]
+    values = dict(point)
     binding = list(binding_of(contract, traced.example))
-    binding[symbol] = value
+    for symbol, value in point:
+        binding[symbol] = value
     leaves = resized_leaves(contract, binding, traced.example)
     if leaves is None:
         return None
     dimensions = {
         name: [
-            Static() if {item.index for item in symbols_of(size)} == {symbol} else declaration
+            Static() if _is_fixed(size, values) else declaration
             for size, declaration in zip(
                 contract.tensor_inputs[name].shape, declarations, strict=True
             )
         ]
         for name, declarations in traced.declared.dimensions.items()
     }
-    fixed = {**traced.declared.fixed, named.name: value}
+    names = {contract.symbols[symbol].name: value for symbol, value in point}
+    fixed = {**traced.declared.fixed, **names}
     declared = replace(traced.declared, dimensions=dimensions, fixed=fixed)
     key = frozenset(fixed.items())
     if key not in tracer.settled:
@@ -279,7 +318,8 @@ def _relations_at(tracer: Tracer, traced: Traced, symbol: int, value: int) -> se
         try:
             args, kwargs = call
             again = tracer.trace(args, kwargs, declared)
-            tracer.settled[key] = again, settle(tracer, again)
+            # What makes it narrower there does so elsewhere too, or else counts against this size.
+            tracer.settled[key] = again, settle(tracer, again, accept_narrowing="")
         except ExportError:
             tracer.settled[key] = None  # it cannot be traced there, so it stays excluded
     found = tracer.settled[key]
@@ -287,7 +327,7 @@ def _relations_at(tracer: Tracer, traced: Traced, symbol: int, value: int) -> se
         return None
     here = View(
         traced.derivation.table.meaning,
-        {sympy.Symbol(named.name, integer=True, nonnegative=True): value},
+        {sympy.Symbol(name, integer=True, nonnegative=True): size for name, size in names.items()},
     )
     there = View(found[0].derivation.table.meaning)
     graphs = traced.capture.exported.graph, found[0].capture.exported.graph
@@ -297,3 +337,9 @@ def _relations_at(tracer: Tracer, traced: Traced, symbol: int, value: int) -> se
     except ZeroDivisionError:
         return None  # of a size in the graph, which is for other values
     return set(map(str, found[1].relations))
+
+
+def _is_fixed(size: Expression, values: Mapping[int, int]) -> bool:
+    """Returns whether a size is no constant, and has no symbol but these."""
+    involved = {item.index for item in symbols_of(size)}
+    return bool(involved) and involved <= values.keys()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch._higher_order_ops.scan import scan
+from torch.nn import functional
 
 from slipway.export import Dim, ExportError, ExportErrorKind, export
 from slipway.program import ContractViolation, Program, load
@@ -238,6 +239,55 @@ def test_causal_attention_over_one_position_needs_no_mask() -> None:
     assert relations(program) == []
     x = torch.randn(2, 1)
     torch.testing.assert_close(program(x), model(x))
+
+
+def test_sizes_whose_product_is_1_are_tried_together() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        positions = x.flatten(2).transpose(1, 2)
+        causal = positions.shape[1] > 1 and x.dtype is torch.int64
+        return functional.scaled_dot_product_attention(
+            positions, positions, positions, is_causal=causal
+        )
+
+    example = torch.randn(2, 4, 3, 5)
+    symbols = {"batch": (1, 4), "n": (1, 9), "m": (1, 9)}
+    program = export(model, example, dynamic_shapes=("batch, 4, n, m",), symbols=symbols)
+    assert relations(program) == []
+    single = torch.randn(1, 4, 1, 1)
+    torch.testing.assert_close(program(single), model(single))
+
+
+def test_sizes_whose_product_is_1_stay_excluded_where_the_graph_is_another() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] * x.shape[1] > 1 else x * 3
+
+    with pytest.raises(ExportError, match=r"needs m\*n > 1, which fails for n = 1, m = 1"):
+        exported(model, torch.ones(3, 4))
+    program = exported(
+        model, torch.ones(3, 4), accept_narrowing="a single element is not asked for"
+    )
+    assert relations(program) == ["m*n > 1"]
+
+
+def test_a_size_that_rounds_to_1_for_one_value_only_is_tried_there() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        blocks = (x.shape[0] - 1) // 4 + 1
+        return x * 2 if blocks > 1 or x.dtype is torch.float32 else x * 3
+
+    program = exported(model, torch.ones(9, 4), symbols={"n": (4, 9), "m": (1, 9)})
+    assert relations(program) == []
+    assert program(torch.ones(4, 1)).tolist() == [[2.0]] * 4
+
+
+def test_only_the_size_that_is_to_blame_is_named() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        wide = x.shape[1] > 1 and x.dtype is torch.int64
+        return x * 2 if x.shape[0] > 4 or wide else x * 3
+
+    with pytest.raises(ExportError) as caught:
+        exported(model, torch.ones(6, 5))
+    assert "needs n > 4" in caught.value.reason
+    assert "needs m" not in caught.value.reason and "m >" not in caught.value.reason
 
 
 def test_a_branch_that_makes_a_difference_is_refused() -> None:
