@@ -97,6 +97,7 @@ def capture(
             quiet_torch(),
             _record_guard_lines(lines),
             _record_divisor_lines(divisor_lines),
+            _round_quotients_as_integers(),
             record_layout_reads(layout_reads),
             leave_layouts_to_operators(),
             recurrent_layers_of_any_length(),
@@ -263,6 +264,42 @@ def _record_divisor_lines(lines: dict[str, SourceLine | None]) -> Iterator[None]
         for name in ("float_truediv", "int_floordiv", "int_truediv", "mod"):
             patch = mock.patch.object(SymNode, name, noting(getattr(SymNode, name)))
             stack.enter_context(patch)
+        yield
+
+
+@contextlib.contextmanager
+def _round_quotients_as_integers() -> Iterator[None]:
+    """Has `math.ceil(n / 4)` and `math.floor(n / 4)` divide integers, for sizes the same.
+
+    Torch's interpreter and its compiler know no other arithmetic on sizes.
+    """
+    # With each quotient its operands; itself too, so that no other gets its id.
+    quotients: dict[int, tuple[SymNode, SymNode, SymNode]] = {}
+    divide, ceil, floor = SymNode.int_truediv, SymNode.ceil, SymNode.floor
+
+    def noting(dividend: SymNode, divisor: SymNode) -> SymNode:
+        quotient = divide(dividend, divisor)
+        if isinstance(divisor._expr, sympy.Integer) and divisor._expr.is_positive:
+            quotients[id(quotient)] = quotient, dividend, divisor
+        return quotient
+
+    def round_up(number: SymNode) -> SymNode:
+        if id(number) not in quotients:
+            return ceil(number)
+        _, dividend, divisor = quotients[id(number)]
+        return dividend.add(divisor.sub(divisor.wrap_int(1))).int_floordiv(divisor)
+
+    def round_down(number: SymNode) -> SymNode:
+        if id(number) not in quotients:
+            return floor(number)
+        _, dividend, divisor = quotients[id(number)]
+        return dividend.int_floordiv(divisor)
+
+    with (
+        mock.patch.object(SymNode, "int_truediv", noting),
+        mock.patch.object(SymNode, "ceil", round_up),
+        mock.patch.object(SymNode, "floor", round_down),
+    ):
         yield
 
 

@@ -27,6 +27,7 @@ from slipway.export import (
     export_spec,
 )
 from slipway.program import ContractViolation, Program, load, verify
+from slipway.program.interpreter import use_interpreter
 from slipway.program.scalar_types import ScalarType
 
 AUTO = Dim.AUTO
@@ -336,6 +337,17 @@ def test_sizes_that_depend_on_data_are_unknown_in_the_contract() -> None:
     program = export(lambda x: x[x > 0], torch.tensor([1.0, -1.0, 2.0]))
     assert program.contract.output_shapes(()) == {"output": (None,)}
     assert program(torch.tensor([-1.0, 5.0, -1.0])).tolist() == [5.0]
+
+
+@pytest.mark.parametrize("rounded", [math.ceil, math.floor])
+def test_sizes_that_are_divided_and_rounded_stay_integers(rounded: Callable[[float], int]) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x.new_ones(rounded(x.shape[0] / 4) + rounded((x.shape[0] - 9) / 4) + 9)
+
+    program = export(model, torch.ones(5), dynamic_shapes=("n",), symbols={"n": (1, 40)})
+    assert use_interpreter(program) == []
+    for size in (1, 4, 5, 8, 9, 40):
+        assert program(torch.ones(size)).shape == model(torch.ones(size)).shape
 
 
 @pytest.mark.parametrize(
