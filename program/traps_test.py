@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -61,6 +62,8 @@ def test_the_least_integer_is_divided(
         lambda x: torch.div(x, -1, rounding_mode="trunc"),
         lambda x: x.clone().div_(-1, rounding_mode="trunc"),
         lambda x: torch.ops.prims.div(x, -1),
+        lambda x: _aten.div.Scalar_mode(x, -1, rounding_mode="trunc"),
+        lambda x: _aten.div_.Scalar_mode(x.clone(), -1, rounding_mode="trunc"),
     ],
 )
 def test_the_least_integer_is_divided_by_a_number(
@@ -88,6 +91,61 @@ def test_primitives_divide_the_least_integer() -> None:
     module = traced(lambda x, y: torch.ops.prims.div(x, y), least, torch.tensor([2]))
     for actual in results(avoid_traps(module), least, torch.tensor([-1])):
         assert torch.equal(actual, least)
+
+
+def test_the_least_integer_is_divided_by_what_a_size_gives() -> None:
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    number = graph.call_function(operator.neg, (graph.call_function(_aten.sym_size.int, (y, 0)),))
+    rounding = {"rounding_mode": "trunc"}
+    graph.output((graph.call_function(_aten.div.Tensor_mode, (x, number), rounding),))
+    avoiding = avoid_traps(fx.GraphModule(torch.nn.Module(), graph))
+    least = torch.iinfo(torch.int64).min
+    for size, expected in ((1, [least, -6]), (2, [2**62, -3])):
+        for actual in results(avoiding, torch.tensor([least, 6]), torch.ones(size)):
+            assert actual.tolist() == expected
+
+
+def test_the_least_integer_is_divided_by_a_value() -> None:
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    number = graph.call_function(_aten.item.default, (y,))
+    rounding = {"rounding_mode": "trunc"}
+    graph.output((graph.call_function(_aten.div.Tensor_mode, (x, number), rounding),))
+    avoiding = avoid_traps(fx.GraphModule(torch.nn.Module(), graph))
+    least = torch.iinfo(torch.int64).min
+    assert avoiding(torch.tensor([least, 6]), torch.tensor(-1))[0].tolist() == [least, -6]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+@pytest.mark.parametrize("is_in_place", [False, True])
+def test_the_least_integer_has_multiples(dtype: torch.dtype, is_in_place: bool) -> None:
+    def multiple(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x.clone().lcm_(y) if is_in_place else torch.lcm(x, y)
+
+    y = torch.arange(-30, 31).to(dtype)
+    module = traced(multiple, torch.ones_like(y), y)
+    avoiding = avoid_traps(module)
+    for x in (torch.full_like(y, 12), torch.full_like(y, -7), y):
+        for actual in results(avoiding, x, y):
+            torch.testing.assert_close(actual, module(x, y)[0], rtol=0, atol=0)
+    least = torch.iinfo(dtype).min
+    for actual in results(avoiding, torch.full_like(y, least), y):
+        assert actual.tolist() == [least if number else 0 for number in y.tolist()]
+
+
+@pytest.mark.parametrize("is_by_columns", [False, True])
+def test_products_of_groups_leave_nothing_out(is_by_columns: bool) -> None:
+    x, y = torch.ones(6, 16), torch.ones(2, 16, 16)
+    if is_by_columns:
+        x, y = torch.ones(2, 16, 16), torch.ones(16, 8)
+    size = 8 if is_by_columns else 6
+    ends = torch.tensor([2, size], dtype=torch.int32)
+    module = traced(lambda x, y, ends: _aten._grouped_mm(x, y, ends), x, y, ends)
+    avoiding = avoid_traps(module)
+    for given in ([2, size], [0, 3], [0, 0]):
+        for actual in results(avoiding, x, y, torch.tensor(given, dtype=torch.int32)):
+            assert actual.unique().tolist() == [16.0]
 
 
 def test_numbers_with_fractions_are_divided_as_they_are() -> None:
