@@ -14,19 +14,34 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._C._functorch import is_batchedtensor
 
-from slipway.program.errors import DataViolation
+from slipway.program.index_bounds import (
+    are_out_of_range,
+    bounded,
+    bounded_bag_numbers,
+    bounded_bags,
+    bounded_batches,
+    bounded_classes,
+    bounded_element,
+    bounded_from_either_end,
+    bounded_groups,
+    bounded_index,
+    bounded_indices,
+    bounded_labels,
+    bounded_labels_of,
+    bounded_lengths,
+    bounded_mask,
+    bounded_pivots,
+    bounded_places,
+    bounded_rows,
+    bounded_segments,
+    in_range,
+    is_out_of_range,
+)
 from slipway.program.mutation import written_arguments
 from slipway.program.vmap import nesting_change
 
-__all__ = ["NOT_THERE", "SCRIPTED", "check_indices"]
-
-NOT_THERE = (
-    "a value of an input selects an element that does not exist, such as a token outside the "
-    "vocabulary, or a bag or segment that ends before it begins"
-)
-"""What callers are told."""
+__all__ = ["check_indices"]
 
 _aten = torch.ops.aten
 
@@ -86,6 +101,12 @@ _INDEXING = {
     _aten.index_put_.default,
 }
 
+# Torch takes these to be in range.
+_UNSAFE_INDEXING = {
+    _aten._unsafe_index.Tensor,
+    _aten._unsafe_index_put.default,
+}
+
 # Of these the second are labels, and the fourth says how many of them count.
 _OF_LABELS = {
     _aten._ctc_loss.Tensor,
@@ -94,18 +115,63 @@ _OF_LABELS = {
     _aten.ctc_loss.Tensor,
 }
 
+# Of these the third are labels, and the fifth says how many of them count.
+_GRADIENTS_OF_LABELS = {
+    _aten._ctc_loss_backward.Tensor,
+    _aten._ctc_loss_backward.default,
+}
+
+# Of these the third are classes, and the sixth is the one that is ignored.
+_GRADIENTS_OF_CLASSES = {
+    _aten.nll_loss2d_backward.default,
+    _aten.nll_loss_backward.default,
+}
+
+# Of these the second is an index of rows, and the third says how many rows there are.
+_GRADIENTS_OF_ROWS = {
+    _aten.embedding_backward.default,
+    _aten.embedding_dense_backward.default,
+}
+
+# Of these the second is a picture: where its largest elements are, and in how many dimensions.
+_GRADIENTS_OF_PLACES = {
+    _aten.adaptive_max_pool2d_backward.default: (2, 2),
+    _aten.adaptive_max_pool3d_backward.default: (2, 3),
+    _aten.max_pool2d_with_indices_backward.default: (7, 2),
+    _aten.max_pool3d_with_indices_backward.default: (7, 3),
+}
+
 # Of this, lengths and offsets along an axis are given by name.
 _SEGMENTS = _aten.segment_reduce.default
+_GRADIENT_OF_SEGMENTS = _aten._segment_reduce_backward.default
+
+_GRADIENT_OF_BAGS = _aten._embedding_bag_backward.default
+_GRADIENT_OF_ROWS_OF_BAGS = _aten._embedding_bag_dense_backward.default
+_GRADIENT_OF_WEIGHTS_IN_BAGS = _aten._embedding_bag_per_sample_weights_backward.default
+
+_GROUPS = _aten._grouped_mm.default
+_PIVOTS = _aten.linalg_ldl_solve.default
 
 _PACKED = _aten._pad_packed_sequence.default
 _ROWS_TO_OFFSETS = _aten._convert_indices_from_coo_to_csr.default
 _OFFSETS_TO_ROWS = _aten._convert_indices_from_csr_to_coo.default
 
 _UNCHECKED = {
+    *_GRADIENTS_OF_CLASSES,
+    *_GRADIENTS_OF_LABELS,
+    *_GRADIENTS_OF_PLACES,
+    *_GRADIENTS_OF_ROWS,
     *_OF_BAGS,
     *_OF_LABELS,
+    *_UNSAFE_INDEXING,
+    _GRADIENT_OF_BAGS,
+    _GRADIENT_OF_ROWS_OF_BAGS,
+    _GRADIENT_OF_SEGMENTS,
+    _GRADIENT_OF_WEIGHTS_IN_BAGS,
+    _GROUPS,
     _OFFSETS_TO_ROWS,
     _PACKED,
+    _PIVOTS,
     _ROWS_TO_OFFSETS,
     _SEGMENTS,
 }
@@ -126,187 +192,6 @@ _SIZES = {
     _aten.sym_size.int,
     _aten.sym_stride.int,
 }
-
-
-def bounded(index: torch.Tensor, least: int, size: int) -> torch.Tensor:
-    """Returns an index, with what is not in `least .. size - 1` replaced by what is.
-
-    Raises:
-      DataViolation: nothing is, as there are no elements.
-    """
-    if size == 0 and index.numel() > 0:
-        raise DataViolation("a value of an input selects an element of a dimension that has none")
-    return torch.clamp(index, least, size - 1)
-
-
-def bounded_index(x: torch.Tensor, dimension: int, index: torch.Tensor) -> torch.Tensor:
-    """Returns an index into a dimension, with what is out of range replaced by what is not."""
-    size = 1
-    if x.dim() > 0:
-        size = x.size(dimension)
-    return bounded(index, 0, size)
-
-
-def bounded_from_either_end(x: torch.Tensor, dimension: int, index: torch.Tensor) -> torch.Tensor:
-    """Does what `bounded_index` does where negative indices count from the end."""
-    size = 1
-    if x.dim() > 0:
-        size = x.size(dimension)
-    return bounded(index, -size, size)
-
-
-def bounded_element(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Does what `bounded_from_either_end` does for an index of all elements."""
-    return bounded(index, -x.numel(), x.numel())
-
-
-def bounded_offsets(offsets: torch.Tensor, size: int) -> torch.Tensor:
-    """Returns where parts of so many items begin, none of which begins before another."""
-    return torch.cummax(torch.clamp(offsets, 0, size), -1)[0]
-
-
-def bounded_bags(index: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Does what `bounded_offsets` does for bags of an index, the first of which begins at 0."""
-    result = bounded_offsets(offsets, index.numel())
-    result[:1].zero_()
-    return result
-
-
-def bounded_segments(x: torch.Tensor, axis: int, offsets: torch.Tensor) -> torch.Tensor:
-    """Does what `bounded_offsets` does for segments along an axis."""
-    return bounded_offsets(offsets, x.size(axis))
-
-
-def bounded_counts(counts: torch.Tensor, size: int) -> torch.Tensor:
-    """Returns counts along the last dimension that have so many items together, at most."""
-    ends = torch.cumsum(torch.clamp(counts, 0, size), -1).clamp(max=size)
-    starts = torch.roll(ends, 1, -1)
-    starts.narrow(-1, 0, min(1, starts.size(-1))).zero_()
-    return (ends - starts).to(counts.dtype)
-
-
-def bounded_lengths(x: torch.Tensor, axis: int, lengths: torch.Tensor) -> torch.Tensor:
-    """Does what `bounded_counts` does for lengths of segments along an axis."""
-    return bounded_counts(lengths, x.size(axis))
-
-
-def bounded_batches(x: torch.Tensor, batch_sizes: torch.Tensor) -> torch.Tensor:
-    """Does what `bounded_counts` does for packed sequences, of which there only get fewer.
-
-    Raises:
-      DataViolation: there are none.
-    """
-    if batch_sizes.numel() == 0:
-        raise DataViolation("packed sequences have no first element")
-    falling = torch.cummin(torch.clamp(batch_sizes, 0, x.size(0)), 0)[0]
-    return bounded_counts(falling, x.size(0))
-
-
-def bounded_rows(offsets: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Does what `bounded_offsets` does for rows that divide all columns among them."""
-    size = columns.size(-1)
-    result = bounded_offsets(offsets, size)
-    result.narrow(-1, result.size(-1) - 1, 1).fill_(size)
-    result.narrow(-1, 0, 1).zero_()
-    return result
-
-
-def bounded_labels(
-    scores: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
-    """Does what `bounded` does for labels, as many of each row as count."""
-    result = bounded(labels, 0, scores.size(-1))
-    if labels.dim() < scores.dim() - 1:
-        return result  # those of all rows, one after the other
-    # What lies behind them is padding, whatever its value.
-    places = torch.arange(labels.size(-1), device=labels.device)
-    counts = torch.lt(places, lengths.to(labels.device).reshape(-1, 1))
-    return torch.where(counts.reshape(labels.shape), result, labels)
-
-
-def bounded_labels_of(
-    scores: torch.Tensor, labels: torch.Tensor, lengths: list[int]
-) -> torch.Tensor:
-    """Does what `bounded_labels` does for lengths that are no tensor."""
-    return bounded_labels(scores, labels, torch.tensor(lengths, dtype=torch.int64))
-
-
-def bounded_mask(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """Returns a mask, without the places for which there are no elements left."""
-    wide = torch.logical_or(mask, torch.zeros_like(x, dtype=torch.bool))
-    count = torch.cumsum(torch.flatten(wide), 0).reshape(wide.shape)
-    return torch.logical_and(wide, torch.le(count, source.numel()))
-
-
-def is_out_of_range(index: torch.Tensor, bounded: torch.Tensor) -> torch.Tensor:
-    """Returns whether anything was replaced: a bool without dimensions."""
-    return torch.any(torch.ne(index, bounded))
-
-
-def in_range(index: torch.Tensor, bounded: torch.Tensor) -> torch.Tensor:
-    """Returns an index that is in range.
-
-    Raises:
-      DataViolation: it was not before, unless it is mapped over a dimension, where nobody can tell.
-    """
-    is_wrong = is_out_of_range(index, bounded)
-    if not (is_batchedtensor(is_wrong) or is_wrong.is_meta) and is_wrong.item():
-        raise DataViolation(NOT_THERE)
-    return bounded
-
-
-def bounded_indices(
-    x: torch.Tensor, indices: list[torch.Tensor | None]
-) -> list[torch.Tensor | None]:
-    """Returns the indices of `x[indices]`, as `bounded_from_either_end` does, and masks as is."""
-    result: list[torch.Tensor | None] = []
-    dimension = 0
-    for index in indices:
-        if index is None:
-            result.append(None)
-            dimension += 1
-        elif index.dtype == torch.bool or index.dtype == torch.uint8:
-            result.append(index)
-            dimension += index.dim()
-        else:
-            size = x.size(dimension)
-            result.append(bounded(index, -size, size))
-            dimension += 1
-    return result
-
-
-def are_out_of_range(
-    x: torch.Tensor, indices: list[torch.Tensor | None], bounded: list[torch.Tensor | None]
-) -> torch.Tensor:
-    """Returns whether `bounded_indices` replaced anything: a bool without dimensions."""
-    result = torch.zeros([], dtype=torch.bool, device=x.device)
-    for place in range(len(indices)):
-        index, other = indices[place], bounded[place]
-        if index is not None and other is not None:
-            result = torch.logical_or(result, is_out_of_range(index, other))
-    return result
-
-
-SCRIPTED = (
-    bounded,
-    bounded_index,
-    bounded_from_either_end,
-    bounded_element,
-    bounded_offsets,
-    bounded_bags,
-    bounded_segments,
-    bounded_counts,
-    bounded_lengths,
-    bounded_batches,
-    bounded_rows,
-    bounded_labels,
-    bounded_labels_of,
-    bounded_mask,
-    is_out_of_range,
-    bounded_indices,
-    are_out_of_range,
-)
-"""What `check_indices` puts into graphs. It is TorchScript, and depends on dtypes."""
 
 
 def check_indices(
@@ -385,7 +270,7 @@ def _varying(graph: fx.Graph, constants: Collection[int]) -> set[fx.Node]:
 def _checks(node: fx.Node, varying: set[fx.Node], unchecked_only: bool) -> list[fx.Node]:
     """Has a node take indices that are in range; returns what says whether they were before."""
     given = _given(node)
-    if node.target in _INDEXING:
+    if node.target in _INDEXING or node.target in _UNSAFE_INDEXING:
         x, indices = given[:2]
         if not isinstance(indices, list | tuple) or not any(
             _is_in(item, varying) for item in indices
@@ -478,6 +363,40 @@ def _bounds(
     if target in _OF_LABELS:
         function = bounded_labels if isinstance(given[3], fx.Node) else bounded_labels_of
         return [(1, function, (given[0], given[1], given[3]))]
+    if target in _GRADIENTS_OF_LABELS:
+        function = bounded_labels if isinstance(given[4], fx.Node) else bounded_labels_of
+        return [(2, function, (given[1], given[2], given[4]))]
+    if target in _GRADIENTS_OF_CLASSES:
+        return [(2, bounded_classes, (given[1], given[2], given[5]))]
+    if target in _GRADIENTS_OF_ROWS:
+        return [(1, bounded, (given[1], 0, given[2]))]
+    if target in _GRADIENTS_OF_PLACES:
+        place, dimensions = _GRADIENTS_OF_PLACES[target]
+        return [(place, bounded_places, (given[1], dimensions, given[place]))]
+    if target is _GRADIENT_OF_SEGMENTS:
+        lengths = (4, bounded_lengths, (given[2], given[6], given[4]))
+        return [lengths, (5, bounded_segments, (given[2], given[6], given[5]))]
+    if target is _GRADIENT_OF_BAGS:
+        return [
+            (1, bounded, (given[1], 0, given[6])),
+            (2, bounded_bags, given[1:3]),
+            (3, bounded_bag_numbers, (given[0], given[3])),
+        ]
+    if target is _GRADIENT_OF_ROWS_OF_BAGS:
+        return [
+            (1, bounded, (given[1], 0, given[5])),
+            (2, bounded_bag_numbers, (given[0], given[2])),
+        ]
+    if target is _GRADIENT_OF_WEIGHTS_IN_BAGS:
+        return [
+            (2, bounded_bag_numbers, (given[1], given[2])),
+            (3, bounded_bags, given[2:4]),
+            (4, bounded_bag_numbers, (given[0], given[4])),
+        ]
+    if target is _GROUPS:
+        return [(2, bounded_groups, given[:3])]
+    if target is _PIVOTS:
+        return [(1, bounded_pivots, given[1:2])]
     if target is _SEGMENTS:
         offsets = (4, bounded_segments, (given[0], given[5], given[4]))
         # Where it is not told to be unsafe it looks at lengths itself.

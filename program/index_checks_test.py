@@ -417,6 +417,132 @@ def test_labels_need_no_dimension_of_their_own(is_one_row: bool) -> None:
         assert run([scores, labels + 1, lengths])[-1]
 
 
+def _pooled(dimensions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns a picture, its largest elements by pairs along each dimension, and their places."""
+    x = torch.arange(2.0 * 4**dimensions).reshape(1, 2, *[4] * dimensions)
+    pool = (_aten.max_pool2d_with_indices, _aten.max_pool3d_with_indices)[dimensions - 2]
+    return x, *pool(x, [2] * dimensions)
+
+
+GRADIENTS: dict[str, tuple[Callable[..., object], tuple[torch.Tensor, ...], int, int]] = {
+    # What computes it, of what, which of that are indices, and the first that does not exist.
+    "max_pool2d": (
+        lambda x, g, i: _aten.max_pool2d_with_indices_backward(
+            g, x, [2, 2], [], [0, 0], [1, 1], False, i
+        ),
+        _pooled(2),
+        2,
+        16,
+    ),
+    "max_pool3d": (
+        lambda x, g, i: _aten.max_pool3d_with_indices_backward(
+            g, x, [2, 2, 2], [], [0, 0, 0], [1, 1, 1], False, i
+        ),
+        _pooled(3),
+        2,
+        64,
+    ),
+    "adaptive_max_pool2d": (
+        lambda x, g, i: _aten.adaptive_max_pool2d_backward(g, x, i),
+        _pooled(2),
+        2,
+        16,
+    ),
+    "adaptive_max_pool3d": (
+        lambda x, g, i: _aten.adaptive_max_pool3d_backward(g, x, i),
+        _pooled(3),
+        2,
+        64,
+    ),
+    "nll_loss": (
+        lambda x, i, w: _aten.nll_loss_backward(w, x, i, None, 1, -100, w),
+        (_TABLE, torch.tensor([0, 2, -100, 1]), torch.tensor(3.0)),
+        1,
+        3,
+    ),
+    "nll_loss of one row": (
+        lambda x, i, w: _aten.nll_loss_backward(w, x, i, None, 1, -100, w),
+        (_TABLE[0], torch.tensor(2), torch.tensor(1.0)),
+        1,
+        3,
+    ),
+    "nll_loss2d": (
+        lambda x, i, w: _aten.nll_loss2d_backward(w, x, i, None, 1, 7, w),
+        (_TABLE.reshape(1, 3, 2, 2), torch.tensor([[[0, 2], [7, 1]]]), torch.tensor(3.0)),
+        1,
+        3,
+    ),
+    "embedding": (
+        lambda g, i: _aten.embedding_dense_backward(g, i, 5, -1, True),
+        (_TABLE, torch.tensor([0, 4, 4, 1])),
+        1,
+        5,
+    ),
+    "segments": (
+        lambda x, g, i: _aten._segment_reduce_backward(g, g, x, "sum", lengths=i),
+        (_TABLE, torch.ones(2, 3), torch.tensor([1, 3])),
+        2,
+        5,
+    ),
+    "weights in bags": (
+        lambda g, w, i, o: _aten._embedding_bag_per_sample_weights_backward(
+            g, w, i, o[:1] * 0, o, 0
+        ),
+        (torch.ones(2, 3), _TABLE, torch.tensor([3, 0, 2]), torch.tensor([0, 0, 1])),
+        2,
+        4,
+    ),
+    "numbers of bags": (
+        lambda g, w, i, o: _aten._embedding_bag_per_sample_weights_backward(
+            g, w, i, o[:1] * 0, o, 0
+        ),
+        (torch.ones(2, 3), _TABLE, torch.tensor([3, 0, 2]), torch.tensor([0, 0, 1])),
+        3,
+        2,
+    ),
+    "unsafe index": (
+        lambda x, i: _aten._unsafe_index(x, [i]),
+        (_TABLE, torch.tensor([3, -4])),
+        1,
+        4,
+    ),
+    "groups": (
+        lambda x, y, i: _aten._grouped_mm(x, y, i),
+        (torch.ones(6, 16), torch.ones(2, 16, 16), torch.tensor([2, 6], dtype=torch.int32)),
+        2,
+        7,
+    ),
+    "pivots": (
+        lambda x, i, b: torch.linalg.ldl_solve(x, i, b),
+        (torch.eye(3) + 1, torch.tensor([1, -3, -3], dtype=torch.int32), torch.ones(3, 1)),
+        1,
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_what_torch_takes_to_be_its_own_exists(name: str) -> None:
+    function, given, place, wrong = GRADIENTS[name]
+    expected = function(*given)
+    for run in unchecked(function, *given):
+        actual, is_wrong = run(given)
+        assert not is_wrong
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        for number in (wrong, -5, 2**31 - 1):
+            changed = given[place].clone()
+            changed.view(-1)[0] = number
+            assert run([*given[:place], changed, *given[place + 1 :]])[-1], number
+
+
+@pytest.mark.parametrize("pivots", [[1, 2, -3], [-1, 2, 3], [-1, 2, -3], [-2, -2, -3], [0, 2, 3]])
+def test_negative_pivots_are_pairs(pivots: list[int]) -> None:
+    _, given, _, _ = GRADIENTS["pivots"]
+    for run in unchecked(torch.linalg.ldl_solve, *given):
+        wrong = torch.tensor(pivots, dtype=torch.int32)
+        assert run([given[0], wrong, given[2]])[-1]
+
+
 def subgraph_of(target: Callable[..., object], *rest: object, **named: object) -> fx.GraphModule:
     """Returns a graph that calls another, which calls an operator with the table and an index."""
     inner, outer = fx.Graph(), fx.Graph()

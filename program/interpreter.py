@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slipway.program import index_checks, linears, traps
+from slipway.program import index_bounds, linears, traps
 from slipway.program.cases import AnsweredCase, case_inputs
 from slipway.program.convolutions import prepare_convolutions
 from slipway.program.engine import EngineFailure
@@ -55,7 +55,7 @@ _SIZES: dict[object, str] = {
 _FOR_NUMBERS = {"Tensor": "Scalar", "Tensor_mode": "Scalar_mode"}
 
 # Functions of ours that graphs may call, written in TorchScript.
-_SCRIPTED = {masked_fill, matmul_div, matmul_mul, *index_checks.SCRIPTED, *traps.SCRIPTED}
+_SCRIPTED = {masked_fill, matmul_div, matmul_mul, *index_bounds.SCRIPTED, *traps.SCRIPTED}
 
 _Types = torch._C
 

@@ -19,7 +19,8 @@ from slipway.program.errors import (
     DataViolation,
     Violation,
 )
-from slipway.program.index_checks import NOT_THERE, check_indices
+from slipway.program.index_bounds import NOT_THERE
+from slipway.program.index_checks import check_indices
 from slipway.program.mutation import possibly_mutated_inputs
 from slipway.program.scalar_types import ScalarType
 from slipway.program.torch_types import is_fresh
