@@ -25,10 +25,17 @@ __all__ = [
 
 _NAMESPACES = frozenset({"aten", "prims"})
 
-# These reach outside the process, or give a tensor the memory of another, which nobody could
-# follow. No program has a use for them that we would want.
+# These reach outside the process, give a tensor the memory of another, which nobody could follow,
+# or leave rows as they were in memory. No program has a use for them that we would want.
 _REFUSED = frozenset(
-    {"aten::_print", "aten::from_file", "aten::set", "aten::set_", "aten::set_data"}
+    {
+        "aten::_padded_dense_to_jagged_forward",
+        "aten::_print",
+        "aten::from_file",
+        "aten::set",
+        "aten::set_",
+        "aten::set_data",
+    }
 )
 
 _MAXIMUM_SCHEMA = 2048

@@ -620,6 +620,7 @@ def test_strings_in_a_graph_stay_strings(saved: Path) -> None:
         ("aten::from_file.default", "may not be called by a program"),
         ("aten::from_file.out", "may not be called by a program"),
         ("aten::set_.source_Tensor", "may not be called by a program"),
+        ("aten::_padded_dense_to_jagged_forward.default", "may not be called by a program"),
         ("aten::_print.default", "may not be called by a program"),
         ("aten::save.default", "is of TorchScript"),
         ("aten::no_such_operator.default", "does not exist in torch"),
