@@ -958,3 +958,12 @@ def test_export_leaves_the_model_the_example_and_the_random_numbers_alone() -> N
     assert torch.equal(x, kept)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_indices_that_torch_does_not_look_at_do_not_crash_the_comparison() -> None:
+    def rows(offsets: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        return torch._convert_indices_from_csr_to_coo(offsets, columns)
+
+    offsets, columns = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 1])
+    program = export(rows, (offsets, columns))
+    assert program(offsets, columns).tolist() == [[0, 1, 1], [0, 1, 1]]
