@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from tritonclient.grpc import InferenceServerClient, service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -155,17 +157,25 @@ def test_health_is_of_the_server_and_of_each_model(channel: grpc.Channel) -> Non
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_reflection_lists_the_services_and_has_their_definitions(channel: grpc.Channel) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_lists_the_services_and_has_their_definitions(
+    channel: grpc.Channel, version: str
+) -> None:
+    stream = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
 
-    def ask(**question: str) -> reflection_pb2.ServerReflectionResponse:
+    def ask(**question: str) -> Any:
         request = reflection_pb2.ServerReflectionRequest(**question)
-        (response,) = stub.ServerReflectionInfo(iter([request]), timeout=60)
+        (response,) = stream(iter([request]), timeout=60)
         return response
 
     services = {item.name for item in ask(list_services="").list_services_response.service}
     assert services == {
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "inference.GRPCInferenceService",
     }
