@@ -221,15 +221,11 @@ def write_container(directory: Path, container: Container) -> None:
     """Writes program.pb, and sources.pb if there are any, into a directory that exists.
 
     Raises:
-      ProgramError: it, or a section, would be larger than readers take.
+      ProgramError: a section would be larger than readers take.
     """
     for name in _MAXIMUM_SECTIONS:
         check_section_size(name, len(getattr(container, name)))
     data = container._message().SerializeToString(deterministic=True)
-    if len(data) > _MAXIMUM_BYTES:
-        raise ProgramError(
-            f"the program's graph takes {len(data)} bytes; a message may have {_MAXIMUM_BYTES}"
-        )
     if container.sources:
         (directory / SOURCES_FILE).write_bytes(container.sources)
     # Last: a directory without it is no program yet.

@@ -94,6 +94,7 @@ def test_every_part_takes_part_in_the_digest() -> None:
         replace(original, contract=other.contract),
         replace(original, graph=b""),
         replace(original, weights=pb.WeightsIndex(shards=[pb.Shard()]).SerializeToString()),
+        replace(original, cases=pb.ProgramCases(cases=[pb.Case()]).SerializeToString()),
         replace(original, slipway_version="0.2.0"),
         replace(original, torch_version="2.14.0"),
         replace(original, python_version="3.12"),
