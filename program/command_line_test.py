@@ -241,6 +241,7 @@ def test_check_asks_for_a_method_where_there_are_several(
         (["--shape", "x=3,"], "--shape x=3,: expected sizes separated by commas, as in 3,12"),
         (["--shape", "x=-1"], "--shape x=-1: expected sizes separated by commas, as in 3,12"),
         (["--shape", "x=٣"], "--shape x=٣: expected sizes separated by commas, as in 3,12"),
+        (["--shape", f"x={'1' * 5000}"], "--shape x=1111"),
         (["--shape", "x=1", "--shape", "x=2"], "--shape x=… is given twice"),
         (["--dtype", "x=int8"], "--dtype x=…: there is no --shape x=…"),
         (["--shape", "x=1", "--dtype", "x=int"], "there is no dtype 'int'; there are bool, uint8"),
@@ -270,6 +271,25 @@ def test_a_path_without_a_program_is_a_usage_error(
 def test_without_a_command_there_is_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = run(capsys)
     assert (code, "--help` explains" in error) == (2, True)
+
+
+def test_a_reader_that_has_read_enough_is_no_error(program: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "slipway.program", "describe", program],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "PYTHONUNBUFFERED": "",  # else nothing is left to be written at the end
+            },
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # baseline and diff --------------------------------------------------------------------------------

@@ -154,6 +154,12 @@ def test_a_manifest_lists_programs_with_their_digests(
     assert capsys.readouterr().out == (
         f"it/1      //a:b    {digest}\nother/22  //a:b.c  {digest}\n"
     )
+    folder = tmp_path / "with,a comma"
+    folder.mkdir()
+    write_container(folder, container())
+    assert main(["manifest", f"it/1,//a:b,{folder}"]) == 0
+    assert main(["manifest", f"it/1\t//a:b,c\t{folder}"]) == 0
+    assert capsys.readouterr().out == f"it/1  //a:b  {digest}\nit/1  //a:b,c  {digest}\n"
     assert main(["manifest", "it/1"]) == 2
     assert "it/1: expected PLACE,LABEL,PROGRAM" in capsys.readouterr().err
     assert main(["manifest", "it/1,//a:b,nowhere"]) == 2
