@@ -249,6 +249,5 @@ def _activation(node: fx.Node | None) -> str:
     if node is not None and node.target is _aten.relu.default:
         return "relu"
     if node is not None and node.target is _aten.gelu.default:
-        approximation = node.kwargs.get("approximate", (*node.args, "none")[1])
-        return "gelu" if approximation == "none" else "none"
+        return "gelu" if node.kwargs.get("approximate", "none") == "none" else "none"
     return "none"

@@ -96,13 +96,15 @@ def test_a_tensor_that_lies_otherwise_in_memory() -> None:
     check(Turned(), torch.randn(20, 64, 40))
 
 
-def test_the_number_of_rows_decides() -> None:
-    model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256))
-    graph, weights = graph_of(model, torch.randn(3, 256))
+@pytest.mark.parametrize(("width", "fewest"), [(256, 16), (1024, 8)])
+def test_the_number_of_rows_decides(width: int, fewest: int) -> None:
+    model = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Linear(512, width))
+    graph, weights = graph_of(model, torch.randn(3, width))
     engine = InterpretedGraph(join_linears(graph, weights), weights)
-    assert _ONEDNN not in operators_of(engine, torch.randn(7, 256))
-    assert {"aten::linear", "aten::gelu"}.isdisjoint(operators_of(engine, torch.randn(64, 256)))
-    assert _ONEDNN in operators_of(engine, torch.randn(64, 256))
+    assert _ONEDNN not in operators_of(engine, torch.randn(fewest - 1, width))
+    operators = operators_of(engine, torch.randn(fewest, width))
+    assert _ONEDNN in operators
+    assert {"aten::linear", "aten::gelu"}.isdisjoint(operators)
 
 
 def test_numbers_of_rows_are_rounded_up_to_few() -> None:
@@ -185,6 +187,14 @@ def test_what_is_not_joined() -> None:
         dtype = torch.float64 if any(w.dtype == torch.float64 for w in model.parameters()) else None
         graph, weights = graph_of(model, torch.randn(3, 8, dtype=dtype))
         assert join_linears(graph, weights) is graph
+
+
+def test_a_bias_that_is_given_by_name_is_not_lost() -> None:
+    graph = fx.Graph()
+    weight, bias, x = map(graph.placeholder, ("weight", "bias", "x"))
+    linear = torch.ops.aten.linear.default
+    graph.output((graph.call_function(linear, (x, weight), {"bias": bias}),))
+    assert join_linears(graph, {0: torch.randn(8, 8), 1: torch.randn(8)}) is graph
 
 
 def test_whether_onednn_is_faster_is_said_once_and_for_all() -> None:

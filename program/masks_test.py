@@ -99,6 +99,13 @@ def test_vectors_are_clamped_unless_something_is_not_a_number(value: float) -> N
     assert "aten::masked_fill" in operators_of(graph, x, mask)
 
 
+def test_a_value_that_is_given_by_name_is_left_alone() -> None:
+    graph = fx.Graph()
+    x, mask = graph.placeholder("x"), graph.placeholder("mask")
+    graph.output((graph.call_function(_aten.masked_fill.Scalar, (x, mask), {"value": -1.0}),))
+    assert clamp_by_masks(graph) is graph
+
+
 @pytest.mark.parametrize("value", [0, -0.0, math.nan, 1e39, 2**60 + 1])
 def test_values_that_clamping_would_change(value: float) -> None:
     graph = graph_of(value)

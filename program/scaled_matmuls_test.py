@@ -110,6 +110,26 @@ def test_batches_of_matrices() -> None:
     assert "aten::baddbmm" in operators_of(scale_matmuls(graph), a, b)
 
 
+@pytest.mark.parametrize("sizes", [(4,), (3, 4)])
+def test_vectors_and_single_matrices(sizes: tuple[int, ...]) -> None:
+    a = torch.randn(sizes)
+    check(graph_of(4.0), a, a.t().contiguous())
+
+
+def test_arguments_that_are_given_by_name_are_left_alone() -> None:
+    graph = fx.Graph()
+    a, b = graph.placeholder("a"), graph.placeholder("b")
+    by_name = graph.call_function(_aten.matmul.default, (a,), {"other": b})
+    product = graph.call_function(_aten.matmul.default, (a, b))
+    graph.output(
+        (
+            graph.call_function(_aten.mul.Tensor, (by_name, 2.0)),
+            graph.call_function(_aten.mul.Tensor, (product,), {"other": 2.0}),
+        )
+    )
+    assert scale_matmuls(graph) is graph
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
 @pytest.mark.parametrize("scaling", [_aten.div.Tensor, _aten.mul.Tensor])
 def test_any_dtype(dtype: torch.dtype, scaling: Any) -> None:
