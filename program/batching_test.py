@@ -145,6 +145,9 @@ WRONG: dict[str, Callable[[Batching], Batching]] = {
     r"the inputs that have it are \['tokens', 'mask'\]": lambda it: replace(
         it, paddings=(Padding("length", {"tokens": 0}),)
     ),
+    r"values are given for \['tokens', 'mask', 'x'\]": lambda it: replace(
+        it, paddings=(Padding("length", {"tokens": 0, "mask": False, "x": 0.0}),)
+    ),
     "'mask' is bool, which does not hold 0": lambda it: replace(
         it, paddings=(Padding("length", {"tokens": 0, "mask": 0}),)
     ),
