@@ -226,11 +226,15 @@ def test_the_stream_that_was_idle_for_longest_gives_way_to_another(
     clients = [Client() for _ in range(4)]
     opened: list[Future[list[bytes]]] = []
     replies: list[Reply] = []
+    readers: list[threading.Thread] = []
     try:
         for client in clients[:3]:
             opened.append(streams.open(client.messages()))
             replies.append(streams.frontend.replies.get(timeout=60))
-            client.readers.get(timeout=60)
+            readers.append(client.readers.get(timeout=60))
+        # The first sends no more, and has a request under way all the same.
+        clients[0].has_ended.set()
+        readers[0].join()
         # All but the first are answered, the last of them before the other.
         for reply in reversed(replies[1:]):
             reply.respond(b"")
