@@ -238,7 +238,8 @@ def _open(key: str) -> int:
             "directly in /dev/shm, such as '/my_region'"
         )
     try:
-        # Whatever is not a file must neither be waited for nor become a terminal.
+        # Neither what is not a file nor whoever has a lease of one is waited for, and no terminal
+        # is taken.
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         descriptor = os.open(f"{_DIRECTORY}/{name}", flags)
     except OSError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +70,25 @@ def test_what_cannot_be_registered(path: Path, name: str, offset: int, message: 
     with pytest.raises(InvalidRequestError, match=message):
         regions.register(name, path.name, offset, 12)
     assert regions.find("") == []
+
+
+def test_a_file_of_another_user_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(InvalidRequestError, match="must be a file of the user that the server"):
+        SharedMemoryRegions().register("r", path.name, 0, 1)
+
+
+def test_a_client_that_holds_its_file_back_is_not_waited_for() -> None:
+    # The system asks whoever has a lease to give it up, and gives it 45 seconds for that.
+    usual = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            with pytest.raises(InvalidRequestError, match="temporarily unavailable"):
+                SharedMemoryRegions().register("r", Path(file.name).name, 0, 1)
+    finally:
+        signal.signal(signal.SIGIO, usual)
 
 
 def test_no_descriptor_is_left(path: Path) -> None:
