@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from slipway.serving import supervisor
 from slipway.serving.supervisor import Supervisor
 
 WORKER = """
@@ -73,6 +74,47 @@ def test_a_worker_is_started_again_though_what_it_wrote_cannot_be_encoded(
 ) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     require_another_start(tmp_path, "\u00e9\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("limits", "pauses"),
+    [
+        ({}, [0.5, 1.0]),
+        ({"_LONGEST_PAUSE": 0.75}, [0.5, 0.75]),
+        ({"_WORKED": 0.0}, [0.5, 0.5]),
+    ],
+)
+def test_a_worker_that_goes_on_ending_waits_twice_as_long_each_time(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    limits: dict[str, float],
+    pauses: list[float],
+) -> None:
+    for name, seconds in limits.items():
+        monkeypatch.setattr(supervisor, name, seconds)
+    starts = tmp_path / "starts"
+    script = "import sys, time; print(time.monotonic(), file=open(sys.argv[1], 'a'))"
+    stop = threading.Event()
+    running = threading.Thread(
+        target=Supervisor([sys.executable, "-c", script, str(starts)], 1, grace_seconds=0.0).run,
+        args=[stop],
+    )
+    running.start()
+    times: list[float] = []
+    try:
+        until = time.monotonic() + 30
+        while len(times) <= len(pauses):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+            times = list(map(float, starts.read_text().split())) if starts.exists() else []
+    finally:
+        stop.set()
+        running.join()
+    # What it said it waited, and that it did: how long a process takes to start nobody knows.
+    for index, pause in enumerate(pauses):
+        assert caplog.messages[index].endswith(f"it is started again in {pause:g} seconds")
+        assert times[index + 1] - times[index] >= pause
 
 
 def test_one_that_cannot_be_helped_is_started_again_while_others_serve(
