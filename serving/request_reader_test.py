@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,20 @@ def test_booleans_are_zero_or_one(reader: RequestReader, was_read_before: bool) 
         reader.read(request.SerializeToString())
     request.raw_input_contents[0] = b"\0\1\2\0\0\0"
     assert "element 2 is 2" in str(refusal(reader, request))
+
+
+@pytest.mark.parametrize(("size", "count"), [(3_900, 4_000), (100_000, 200)])
+def test_what_is_kept_of_headers_has_a_bound(reader: RequestReader, size: int, count: int) -> None:
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            request = good()
+            request.parameters["hint"].string_param = f"{number:0{size}}"
+            reader.read(request.SerializeToString())
+        # All would be 16 MB at least.
+        assert tracemalloc.get_traced_memory()[0] < 10e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("entries", [1, 3])
