@@ -186,6 +186,51 @@ def test_a_client_that_goes_has_its_requests_forgotten(streams: Streams) -> None
         assert not reader.is_alive()
 
 
+def test_a_request_is_forgotten_whose_client_goes_while_it_is_taken_on(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(message: bytes, reply: Reply, deadline: float) -> Callable[[], None]:
+        streams.context.go()
+        return lambda: streams.frontend.forgotten.put(reply)
+
+    monkeypatch.setattr(streams.frontend, "take", take)
+    client = Client()
+    assert streams.open(client.messages()).result(60) == []
+    streams.frontend.forgotten.get(timeout=60)
+    client.has_ended.set()
+
+
+def test_nothing_is_taken_on_for_a_client_that_has_gone_before(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Context, "add_callback", lambda *_: False)
+    answers = streams.open(iter([b""]))
+    with pytest.raises(queue.Empty):
+        streams.frontend.replies.get(timeout=0.1)
+    assert answers.result(60) == []
+
+
+@pytest.mark.parametrize("remaining", [None, 1000.0])
+def test_requests_have_the_time_that_their_stream_has_left(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch, remaining: float | None
+) -> None:
+    deadlines = []
+
+    def take(message: bytes, reply: Reply, deadline: float) -> Callable[[], None]:
+        deadlines.append(deadline)
+        reply.respond(b"")
+        return lambda: None
+
+    monkeypatch.setattr(streams.frontend, "take", take)
+    monkeypatch.setattr(Context, "time_remaining", lambda _: remaining)
+    before = time.monotonic()
+    assert len(streams.open(iter([b""])).result(60)) == 1
+    if remaining is None:
+        assert deadlines == [math.inf]
+    else:
+        assert before <= deadlines[0] - remaining <= time.monotonic()
+
+
 def test_a_request_that_was_answered_is_freed_while_the_stream_goes_on(streams: Streams) -> None:
     client = Client(requests=2)
     answers = streams.open(client.messages())

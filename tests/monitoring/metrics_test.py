@@ -98,7 +98,10 @@ def test_what_runs_is_named(server: WatchedServer, client: InferenceServerClient
     assert scrape.value("slipway_model_version_state", **broken) == 1
     resident = scrape.value("slipway_device_memory_allocated_bytes", device="cpu")
     assert resident > 2**20
-    assert scrape.value("slipway_device_memory_available_bytes", device="cpu") > 0
+    assert scrape.value("slipway_device_memory_available_bytes", device="cpu") not in (0, resident)
+    assert scrape.value("process_start_time_seconds") > 0
+    assert scrape.value("slipway_request_memory_limit_bytes") > 0
+    eventually(lambda: Scrape(server).value("slipway_request_memory_bytes") == 0)
 
 
 def test_clients_cannot_make_time_series(
