@@ -402,6 +402,14 @@ def test_bytes_that_are_no_health_request_are_the_callers_mistake(
     assert "the 1 bytes received are no grpc.health.v1.HealthCheckRequest" in caught.value.details()
 
 
+def test_a_call_without_a_message_is_the_callers_mistake(running: Running) -> None:
+    infer = running.channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(iter([]), timeout=60)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "ModelInfer needs one request message, and got none" in caught.value.details()
+
+
 def test_a_tool_that_is_open_does_not_hold_up_the_end(running: Running) -> None:
     running.server.load(lambda: False)
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
