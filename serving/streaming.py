@@ -74,9 +74,12 @@ class InferenceStreams:
         with self._lock:
             if self._is_closing:
                 raise _stopping()
-            if len(self._open) >= MAX_STREAMS:
-                self._displaced().cut_off(_displacement())
+            displaced = self._displaced() if len(self._open) >= MAX_STREAMS else None
+            if displaced is not None:
+                self._open.discard(displaced)
             self._open.add(stream)
+        if displaced is not None:
+            displaced.cut_off(_displacement())
         try:
             yield from stream.responses(messages)
         finally:
