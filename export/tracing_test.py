@@ -290,6 +290,23 @@ def test_only_the_size_that_is_to_blame_is_named() -> None:
     assert "needs m" not in caught.value.reason and "m >" not in caught.value.reason
 
 
+@pytest.mark.parametrize(
+    ("model", "rows", "needed"),
+    [
+        (lambda x: x + torch.ones(16, 4)[: x.shape[0]], 6, "needs n <= 16,"),
+        (lambda x: x + torch.ones(max(x.shape[0], 5), 4), 6, "needs n >= 5,"),
+        (lambda x: x * 2 if min(x.shape[0], 5) != x.shape[0] else x * 3, 6, "needs n > 5,"),
+        (lambda x: x * 2 if max(x.shape[0], 9) != x.shape[0] else x * 3, 6, "needs n < 9,"),
+    ],
+)
+def test_a_size_that_is_the_least_or_the_greatest_is_told_as_a_bound(
+    model: Any, rows: int, needed: str
+) -> None:
+    with pytest.raises(ExportError) as caught:
+        exported(model, torch.ones(rows, 4), symbols={"n": (1, 32), "m": (4, 4)})
+    assert needed in caught.value.reason
+
+
 def test_a_branch_that_makes_a_difference_is_refused() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         return x * 2 if x.shape[0] > 1 else x * 3
