@@ -83,6 +83,11 @@ class Arrivals:
         """Returns whether requests are being refused, for there are more than can be run."""
         return time.monotonic() < self._last_refusal + _REFUSING_SECONDS
 
+    @property
+    def are_taken_in(self) -> bool:
+        """Returns whether every processor runs a batch, and whoever ends one takes in what came."""
+        return self._running >= self._processors and not self.is_refusing
+
     def rest(self) -> None:
         """Waits for a moment, in the receiving thread, if every processor runs a batch."""
         if self._running >= self._processors:

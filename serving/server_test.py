@@ -582,6 +582,32 @@ def test_whoever_receives_rests_for_less_after_a_refusal(
     arrivals.end()
 
 
+def test_whoever_ends_a_batch_finds_what_came_while_all_processors_ran_one(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.server.load(lambda: False)
+    receivers: list[threading.Thread] = []
+    submit = Scheduler.submit
+
+    def noting_submit(self: Scheduler, pending: PendingRequest) -> None:
+        receivers.append(threading.current_thread())
+        submit(self, pending)
+
+    monkeypatch.setattr(Scheduler, "submit", noting_submit)
+    call = running.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    message = infer_request().SerializeToString()
+    arrivals = running.environment.arrivals
+    arrivals.begin()  # as if the only processor ran a batch
+    for _ in range(20):
+        time.sleep(0.01)  # The receiving thread is not to wait for what comes, with the turn.
+        answer = call.future(message, timeout=60)
+        while not answer.done():
+            arrivals.take_in()
+        assert protocol.ModelInferResponse.FromString(answer.result()).outputs[0].shape == [1, 3]
+    arrivals.end()
+    assert receivers.count(threading.current_thread()) > 10
+
+
 def test_who_asks_for_too_much_is_not_read_while_others_wait(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,8 +205,8 @@ class InferenceTransport:
         wake: float | None = _NOW
         while not self._is_over:
             with self._turn:
-                # Without anything to do, wait for what comes.
-                received = self._receive(wake)
+                # Without anything to do, wait for what comes; but not with the turn that others want.
+                received = self._receive(_NOW if self._arrivals.are_taken_in else wake)
                 if received < _MOST_EVENTS:
                     self._has_taken_all.set()
                 wake = self._idle()
