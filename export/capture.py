@@ -26,6 +26,7 @@ from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.functions import ToFloat
+from torch.utils._sympy.symbol import SymT, make_symbol
 
 from slipway.export.dimensions import (
     Declaration,
@@ -100,6 +101,7 @@ def capture(
             _round_quotients_as_integers(),
             record_layout_reads(layout_reads),
             leave_layouts_to_operators(),
+            _sizes_may_be_0(shapes),
             recurrent_layers_of_any_length(),
             mock.patch.object(torch, "_debug_has_internal_overlap", _overlap),
             mock.patch.object(FakeTensor, "contiguous", _contiguous),
@@ -299,6 +301,67 @@ def _round_quotients_as_integers() -> Iterator[None]:
         mock.patch.object(SymNode, "int_truediv", noting),
         mock.patch.object(SymNode, "ceil", round_up),
         mock.patch.object(SymNode, "floor", round_down),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _sizes_may_be_0(shapes: Sequence[Mapping[int, Any]]) -> Iterator[None]:
+    """Has torch keep a model's `max(n, 1)`, and not take it for `n`: it takes sizes to be positive.
+
+    It still does so where it decides conditions, for a branch for empty tensors is not traced, and
+    where it computes strides, which mean nothing there. Whether the graph does what the model does
+    for such sizes is found out by comparing them.
+    """
+    if not any(getattr(size, "min", None) == 0 for shape in shapes for size in shape.values()):
+        yield
+        return
+    evaluate, maximum = ShapeEnv.evaluate_expr, SymNode.sym_max
+    maximum_of_model: Callable[..., Any] = torch.SymInt.__sym_max__
+    symbolic_maximum: Callable[..., Any] = torch.sym_max
+    positive: dict[sympy.Basic, sympy.Symbol] = {}
+    in_model: list[bool] = []
+
+    def make(prefix: SymT, index: int, **assumptions: Any) -> sympy.Symbol:
+        symbol = make_symbol(prefix, index, **assumptions)
+        if prefix is not SymT.SIZE or not symbol.is_positive:
+            return symbol
+        weaker = make_symbol(prefix, index, integer=True, nonnegative=True)
+        positive[weaker] = symbol
+        return weaker
+
+    def decide(env: ShapeEnv, condition: sympy.Basic, *args: Any, **options: Any) -> sympy.Basic:
+        decided = condition.xreplace(positive)
+        if decided in (sympy.true, sympy.false):
+            return decided
+        return evaluate(env, condition, *args, **options)
+
+    def is_positive(size: Any) -> bool:
+        return bool(size._expr.xreplace(positive).is_positive)
+
+    def note_maximum(size: torch.SymInt, other: Any) -> Any:
+        in_model.append(True)
+        try:
+            return maximum_of_model(size, other)
+        finally:
+            in_model.pop()
+
+    def simplify_maximum(one: SymNode, other: SymNode) -> SymNode:
+        for number, size in ((one, other), (other, one)) if not in_model else ():
+            if number._expr == 1 and is_positive(size):
+                return size
+        return maximum(one, other)
+
+    def maximum_for_strides(size: Any, other: Any) -> Any:
+        is_size = isinstance(size, torch.SymInt) and other == 1 and is_positive(size.node)
+        return size if is_size else symbolic_maximum(size, other)
+
+    with (
+        mock.patch("torch.fx.experimental.symbolic_shapes.make_symbol", make),
+        mock.patch.object(ShapeEnv, "evaluate_expr", decide),
+        mock.patch.object(torch.SymInt, "__sym_max__", note_maximum),
+        mock.patch.object(SymNode, "sym_max", simplify_maximum),
+        mock.patch.object(torch._prims_common, "sym_max", maximum_for_strides),
     ):
         yield
 

@@ -87,8 +87,8 @@ def diagnose(model: torch.nn.Module, call: Callable[[], Any]) -> Diagnosis:
     return Diagnosis(
         "the model does something else while it is traced",
         "look for Python code that catches errors, or asks for the text or the type of a tensor or "
-        "a size: a traced one has others; if it differs where a size is 0 or 1, as `x[-size:]` "
-        "does for 0, declare a range without that",
+        "a size: a traced one has others; if it differs where a size is 0 or 1, as a branch "
+        "for empty tensors makes it, declare a range without that",
     )
 
 

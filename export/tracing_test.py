@@ -357,14 +357,36 @@ def test_a_size_that_divides_a_number_with_a_fraction_is_not_0(
         assert torch.equal(program(x, y), model(x, y))
 
 
-def test_a_divisor_that_is_0_where_another_branch_is_taken_excludes_the_size() -> None:
-    def model(x: torch.Tensor) -> torch.Tensor:
-        return x * (x.shape[0] // max(x.shape[1], 1))
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: x.sum(0) / max(x.shape[0], 1),
+        lambda x: x.sum() / torch.sym_max(1, x.shape[0] * x.shape[1]),
+        lambda x: x * (x.shape[0] // max(x.shape[1], 1)),
+        lambda x: x.new_ones(max(x.shape[0], 1), max(x.shape[1], 1)),
+    ],
+)
+def test_a_size_that_is_at_least_1_by_the_model_may_be_0(model: Any, strict: bool) -> None:
+    program = exported(model, torch.ones(6, 2), symbols={"n": (0, 9), "m": (0, 9)}, strict=strict)
+    assert relations(program) == []
+    for shape in ((0, 0), (0, 3), (4, 0), (1, 1), (9, 2)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x))
 
-    with pytest.raises(ExportError, match=r"(?s)needs m != 0, .* declare Dim\('m', min=1, max=9\)"):
-        exported(model, torch.ones(6, 2), symbols={"n": (0, 9), "m": (0, 9)})
-    program = exported(model, torch.ones(6, 2))
-    assert program(torch.ones(9, 1)).tolist() == [[9.0]] * 9
+
+def test_a_size_that_is_at_least_1_anyway_is_itself() -> None:
+    program = exported(lambda x: x.new_ones(max(x.shape[0], 1)), torch.ones(6, 2))
+    assert str(program.contract.tensor_outputs["output"]) == "float32[n]"
+
+
+def test_a_branch_for_nothing_that_makes_no_difference_excludes_nothing() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(1) if x.numel() == 0 else x.sum()[None]
+
+    program = exported(model, torch.ones(6, 2), symbols={"n": (0, 9), "m": (0, 9)})
+    assert relations(program) == []
+    assert program(torch.ones(0, 3)).tolist() == [0.0]
 
 
 def test_sizes_that_are_only_together_too_small_are_excluded() -> None:
