@@ -16,6 +16,7 @@ _ENTRIES: dict[str, list[tuple[str, str, str]]] = {
         (r"\bmin\(|\bmax\(", "", "table-that-is-too-small"),
         (r"", r"\b(?:if|elif|while)\b", "branch-on-a-size"),
         (r" needs \w+ <= \w+, ", r"\[[^\]]*:", "table-that-is-too-small"),
+        (r"// \w+ == \d", r"\bint\(", "size-as-a-plain-number"),
         (r"%|//", "", "multiple-of-a-number"),
         (r" == |only for the size", r"\bint\(|\bfloat\(|\bmath\.", "size-as-a-plain-number"),
         (r" == |only for the size", r"\b(?:reshape|view)\(", "reshape-to-fixed-sizes"),

@@ -491,6 +491,13 @@ def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype)
     [
         (lambda x: x.view(-1, 8), (16,), {0: Dim("n", max=64)}, "n % 8 == 0", "8*k"),
         (
+            lambda x: x[: int(x.shape[0] / 2)],
+            (8,),
+            {0: Dim("n", min=1, max=64)},
+            "n // 2 == 4",
+            "compute n // 2 in whole numbers, with // and without int()",
+        ),
+        (
             lambda x: x * 2 if x.shape[0] <= 10 else x,
             (3,),
             {0: Dim("n", max=64)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from slipway.program.expressions import (
     All,
     Comparison,
     Condition,
+    Constant,
+    FloorDivide,
     SymbolReference,
     holds,
     symbols_of,
@@ -170,13 +173,27 @@ def narrowing_error(narrowings: Sequence[Narrowing], symbols: Sequence[Symbol]) 
         needs.append(f"{item.condition}{where}, which fails for {example or 'every value'}")
     if len(narrowings) > _SHOWN:
         needs.append(f"{len(narrowings) - _SHOWN} more such conditions")
-    advice = "; ".join(_advice([item.condition for item in narrowings], symbols))
+    rounded = next(filter(None, map(_rounded_by_python, narrowings)), None)
+    advice = rounded or "; ".join(_advice([item.condition for item in narrowings], symbols))
     return ExportError(
         ExportErrorKind.CONSTRAINT_VIOLATION,
         f"declared is {declared or 'a contradiction'}, but the model needs {'; and '.join(needs)}",
         advice or "make the dimensions static, or change the lines that look at their sizes",
         narrowings[0].source,
     )
+
+
+def _rounded_by_python(narrowing: Narrowing) -> str | None:
+    """Returns what to write instead of `int(n / 2)`; None if that is not what narrows."""
+    match narrowing.condition:
+        case Comparison("==", FloorDivide() as quotient, Constant()) if (
+            narrowing.source and re.search(r"\bint\(", narrowing.source.text)
+        ):
+            return (
+                f"compute {quotient} in whole numbers, with // and without int(), which gives a "
+                "plain number: the example's"
+            )
+    return None
 
 
 def _advice(conditions: Sequence[Condition], symbols: Sequence[Symbol]) -> Iterator[str]:
