@@ -38,10 +38,14 @@ def make_cases(
     usual = binding_of(contract, example)
     answered: list[Case] = []
     for binding in dict.fromkeys((usual, *itertools.islice(bindings(contract), count + 2))):
-        leaves: list[object] | None = list(example)
+        calls: list[list[object] | None] = [list(example)]
         if binding != usual:
-            leaves = resized_leaves(contract, binding, example, _MAXIMUM_ELEMENTS)
-        case = None if leaves is None else _answered(model, contract, leaves)
+            calls = [
+                resized_leaves(contract, binding, example, _MAXIMUM_ELEMENTS, whole=whole)
+                for whole in (False, True)
+            ]
+        cases = (_answered(model, contract, leaves) for leaves in calls if leaves is not None)
+        case = next((case for case in cases if case is not None), None)
         if case is not None and len(answered) < count:
             answered.append(case)
     return [*answered, *itertools.islice(_refused(contract, usual), _REFUSED)]

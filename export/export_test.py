@@ -27,6 +27,7 @@ from slipway.export import (
     export_spec,
 )
 from slipway.program import ContractViolation, Program, load, verify
+from slipway.program.cases import AnsweredCase
 from slipway.program.interpreter import use_interpreter
 from slipway.program.scalar_types import ScalarType
 
@@ -717,6 +718,37 @@ def test_a_model_that_is_random_differs_from_eager() -> None:
     error = failure(lambda x: x + torch.rand(4), torch.ones(4))
     assert error.kind is ExportErrorKind.DIFFERS_FROM_EAGER
     assert "random" in error.advice
+
+
+@pytest.mark.parametrize("dimension", [{0: Dim("n", min=1, max=9)}, {0: Dim.AUTO}])
+@pytest.mark.parametrize("invert", [torch.linalg.inv, torch.linalg.cholesky])
+def test_an_example_of_special_matrices_stands_for_other_numbers_of_them(
+    invert: Callable[[torch.Tensor], torch.Tensor], dimension: Any
+) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return invert(x)
+
+    program = export(model, torch.eye(3).repeat(2, 1, 1) * 4, dynamic_shapes=[dimension])
+    assert program.contract.symbols[0].minimum <= 1
+    sizes = sorted(
+        len(case.inputs["x"]) for case in program.cases if isinstance(case, AnsweredCase)
+    )
+    assert len(sizes) == 3
+    for size in (1, 2, 9):
+        x = torch.eye(3).repeat(size, 1, 1) * torch.rand(size, 1, 1)
+        torch.testing.assert_close(program(x), model(x))
+
+
+def test_matrices_of_other_sizes_are_parts_of_the_largest() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.cholesky(x)
+
+    size = Dim("n", min=1, max=4)
+    shapes = [{0: size, 1: size}]
+    error = failure(model, torch.eye(3), dynamic_shapes=shapes)
+    assert "the model itself fails for n = 4" in error.reason
+    assert "give an example of the largest size" in error.advice
+    assert export(model, torch.eye(4), dynamic_shapes=shapes)(torch.eye(2)).shape == (2, 2)
 
 
 @pytest.mark.parametrize("first", [lambda size: -size, lambda size: size - 1])

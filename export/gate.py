@@ -81,7 +81,8 @@ def check_against_eager(
         if leaves is None:
             left_out.append(left_out_note(where))
         else:
-            compare(model, program, name, leaves, f"for {where}")
+            spare = resized_leaves(contract, binding, example, whole=True)
+            compare(model, program, name, leaves, f"for {where}", spare)
     _require_refusals(contract, example)
     return left_out
 
@@ -137,11 +138,17 @@ class _Outcome:
 
 
 def compare(
-    model: torch.nn.Module, program: Program, name: str, leaves: list[object], where: str
+    model: torch.nn.Module,
+    program: Program,
+    name: str,
+    leaves: list[object],
+    where: str,
+    spare: list[object] | None = None,
 ) -> None:
     """Compares a method of a program with its model on one call.
 
-    Where the model fails for the values of integers, they are 0, or 1 as lengths mostly are.
+    Where the model fails for the values, others are tried: the spare ones, and then integers are 0,
+    or 1 as lengths mostly are.
 
     Raises:
       ExportError: the model fails, the program refuses the call, they differ, or an output has
@@ -150,20 +157,18 @@ def compare(
     tree = program.methods[name].contract.input_tree
     if program.methods[name].checks_indices and _refuses(program, name, _call(tree, leaves)):
         # Torch does not look at such values, and may end the process.
-        for value in (0, 1):
-            small = [_fill_integers(leaf, value) for leaf in leaves]
-            if not _refuses(program, name, _call(tree, small)):
-                return compare(model, program, name, small, where)
+        for values in _other_values(leaves, spare):
+            if not _refuses(program, name, _call(tree, values)):
+                return compare(model, program, name, values, where)
         return
     try:
         expected = _run_model(model, _call(tree, leaves), program.state)
     except Exception as error:
         if _refuses(program, name, _call(tree, leaves)):
             return  # so does the model, by failing
-        for value in (0, 1):
-            small = [_fill_integers(leaf, value) for leaf in leaves]
-            if run_model(model, program.methods[name].contract, small) is not None:
-                return compare(model, program, name, small, where)
+        for values in _other_values(leaves, spare):
+            if run_model(model, program.methods[name].contract, values) is not None:
+                return compare(model, program, name, values, where)
         if is_from_tracing(error):
             meaning = translate(error)
             raise ExportError(
@@ -178,7 +183,9 @@ def compare(
             ExportErrorKind.INVALID_SPEC,
             f"the model itself fails {where}, which is declared legal: "
             f"{type(error).__name__}: {error}",
-            "declare only shapes that the model can take, or mend the model",
+            "declare only shapes that the model can take, or mend the model; if it is only the "
+            "values that it cannot take, which are the example's, repeated or cut off, give an "
+            "example of the largest size",
             user_line_of_exception(error),
         ) from error
     try:
@@ -213,6 +220,14 @@ def compare(
                 why.advice,
                 cause=" ".join(str(error).split()),
             ) from error
+
+
+def _other_values(leaves: Sequence[object], spare: list[object] | None) -> Iterator[list[object]]:
+    """Yields calls of the same sizes, for a model that fails for the values of one."""
+    if spare is not None:
+        yield spare
+    for value in (0, 1):
+        yield [_fill_integers(leaf, value) for leaf in leaves]
 
 
 def _fill_integers(leaf: object, value: int) -> object:

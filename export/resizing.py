@@ -34,6 +34,8 @@ def resized_leaves(
     binding: Sequence[int],
     example: Sequence[object],
     maximum_elements: int | None = None,
+    *,
+    whole: bool = False,
 ) -> list[object] | None:
     """Returns inputs of the sizes that a binding gives, or None if there would be too many.
 
@@ -45,6 +47,8 @@ def resized_leaves(
       binding: a value for each symbol.
       example: the leaves of the example call, in the order of `contract.inputs`.
       maximum_elements: in all tensors together.
+      whole: whether the example is repeated or cut off along the dimensions that change, so that
+        matrices stay what they are. Otherwise each element is drawn by itself, which shows more.
     """
     generator = torch.Generator().manual_seed(sum(binding))
     leaves: list[object] = []
@@ -60,7 +64,18 @@ def resized_leaves(
             return None
         if maximum_elements is not None and total > maximum_elements:
             return None
+        if whole:
+            leaves.append(_repeated(value.detach(), shape) if count else value.new_zeros(shape))
+            continue
         flat = value.detach().reshape(-1)
         picked = torch.randint(max(1, flat.numel()), (count,), generator=generator)
         leaves.append(flat[picked].reshape(shape))
     return leaves
+
+
+def _repeated(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Returns a tensor's elements again and again, or the first of them, along each dimension."""
+    for dimension, size in enumerate(shape):
+        if size != value.shape[dimension]:
+            value = value.index_select(dimension, torch.arange(size) % value.shape[dimension])
+    return value.clone()

@@ -80,11 +80,13 @@ def _agree(
     example: Sequence[object],
     binding: Sequence[int],
 ) -> bool:
-    leaves = resized_leaves(program.methods[name].contract, binding, example)
+    contract = program.methods[name].contract
+    leaves = resized_leaves(contract, binding, example)
     if leaves is None:
         return True
     try:
-        compare(model, program, name, leaves, "")
+        spare = resized_leaves(contract, binding, example, whole=True)
+        compare(model, program, name, leaves, "", spare)
     except ExportError:
         return False
     return True
