@@ -54,6 +54,14 @@ _SIZES: dict[object, str] = {
 # The overloads of operators whose second operand is a tensor, and those where it is a number.
 _FOR_NUMBERS = {"Tensor": "Scalar", "Tensor_mode": "Scalar_mode"}
 
+# Where these know the output's size, the overloads "vec" and "" are one, and the interpreter takes
+# the other than the graph has.
+_OF_ONE_DIMENSION = {
+    "aten::upsample_linear1d",
+    "aten::upsample_nearest1d",
+    "aten::_upsample_nearest_exact1d",
+}
+
 # Functions of ours that graphs may call, written in TorchScript.
 _SCRIPTED = {masked_fill, matmul_div, matmul_mul, *index_bounds.SCRIPTED, *traps.SCRIPTED}
 
@@ -257,7 +265,8 @@ class _Builder:
         if overload is not None:
             # It goes by the arguments' types, and may have chosen another.
             chosen = found.partition("(")[0].partition(".")[2]
-            if chosen != overload:
+            is_same = name in _OF_ONE_DIMENSION and (overload, chosen) == ("vec", "")
+            if chosen != overload and not is_same:
                 raise NotInterpretableError(f"it has {found} instead of {name}.{overload}")
         return results
 

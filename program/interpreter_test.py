@@ -58,6 +58,23 @@ def check(build: Build, x: torch.Tensor, constants: dict[int, torch.Tensor] | No
             assert one == other
 
 
+@pytest.mark.parametrize("factors", [None, [2.5]])
+def test_rows_are_scaled_to_a_size_or_by_a_factor(factors: list[float] | None) -> None:
+    def build(graph: fx.Graph, x: fx.Node) -> Sequence[Any]:
+        call = graph.call_function
+        doubled = call(operator.mul, (call(aten.sym_size.int, (x, 2)), 2))
+        size = None if factors else [doubled]
+        return [
+            call(aten.upsample_linear1d.vec, (x, size, False, factors)),
+            call(aten.upsample_linear1d.vec, (x, size, True, factors)),
+            call(aten.upsample_nearest1d.vec, (x, size, factors)),
+            call(aten._upsample_nearest_exact1d.vec, (x, size, factors)),
+        ]
+
+    for length in (1, 5, 8):
+        check(build, torch.randn(2, 3, length))
+
+
 def test_sizes_lists_and_parts() -> None:
     def build(graph: fx.Graph, x: fx.Node) -> Sequence[Any]:
         call = graph.call_function
