@@ -42,6 +42,9 @@ _FAR = 1 << 40
 _FEW = 2
 """So many sizes that a relation excludes are tried, each by tracing the model again."""
 
+_FEW_TOGETHER = 12
+"""So many combinations of sizes likewise: few heights and widths make 256 or 576 patches."""
+
 _MOST_POINTS = 1 << 14
 """Up to so many combinations of sizes are looked through for those that a relation excludes."""
 
@@ -218,10 +221,13 @@ def _needless_relations(tracer: Tracer, traced: Traced) -> set[Relation]:
         if relation.condition in stated or relation in traced.derivation.hinted:
             continue
         excluded = _excluded_points(relation, contract.symbols)
+        demands = []
         for point in excluded:
             if point not in answers:
                 answers[point] = _relations_at(tracer, traced, point)
-        demands = [answers[point] for point in excluded]
+            demands.append(answers[point])
+            if demands[-1] is None:
+                break  # the others would not help
         if demands and None not in demands:
             found[relation] = {text for demand in demands for text in demand or ()}
     # What holds there must be kept, or two sizes could each be let in because the other is out.
@@ -260,7 +266,7 @@ def _excluded_points(relation: Relation, symbols: Sequence[Symbol]) -> list[Poin
             values[index] = value
         if not holds(condition, values):
             excluded.append(tuple(zip(involved, point, strict=True)))
-            if len(excluded) > _FEW:
+            if len(excluded) > _FEW_TOGETHER:
                 return []
     return excluded
 

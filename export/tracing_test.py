@@ -257,6 +257,28 @@ def test_sizes_whose_product_is_1_are_tried_together() -> None:
     torch.testing.assert_close(program(single), model(single))
 
 
+def test_sizes_whose_product_is_another_number_are_tried_together() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        causal = x.shape[0] * x.shape[1] != 64 and x.dtype is torch.int64
+        return x * 2 if causal else x * 3
+
+    symbols = {"n": (1, 64), "m": (1, 64)}
+    program = exported(model, torch.ones(3, 4), symbols=symbols)
+    assert relations(program) == []
+    for shape in ((1, 64), (8, 8), (16, 4), (5, 13)):
+        assert torch.equal(program(torch.ones(shape)), torch.ones(shape) * 3)
+
+
+def test_a_product_stays_excluded_where_one_of_its_graphs_is_another() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] * x.shape[1] == 64 and x.shape[0] == x.shape[1]:
+            return x * 2
+        return x * 3
+
+    with pytest.raises(ExportError, match=r"needs m\*n != 64, which fails for n = 1, m = 64"):
+        exported(model, torch.ones(3, 4), symbols={"n": (1, 64), "m": (1, 64)})
+
+
 def test_sizes_whose_product_is_1_stay_excluded_where_the_graph_is_another() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         return x * 2 if x.shape[0] * x.shape[1] > 1 else x * 3
