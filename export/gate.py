@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ def check_against_eager(
         if leaves is None:
             left_out.append(left_out_note(where))
         else:
-            spare = resized_leaves(contract, binding, example, whole=True)
+            spare = partial(resized_leaves, contract, binding, example, whole=True)
             compare(model, program, name, leaves, f"for {where}", spare)
     _require_refusals(contract, example)
     return left_out
@@ -143,12 +144,12 @@ def compare(
     name: str,
     leaves: list[object],
     where: str,
-    spare: list[object] | None = None,
+    spare: Callable[[], list[object] | None] | None = None,
 ) -> None:
     """Compares a method of a program with its model on one call.
 
-    Where the model fails for the values, others are tried: the spare ones, and then integers are 0,
-    or 1 as lengths mostly are.
+    Where the model fails for the values, others are tried: what `spare` gives, and then integers
+    are 0, or 1 as lengths mostly are.
 
     Raises:
       ExportError: the model fails, the program refuses the call, they differ, or an output has
@@ -222,10 +223,13 @@ def compare(
             ) from error
 
 
-def _other_values(leaves: Sequence[object], spare: list[object] | None) -> Iterator[list[object]]:
+def _other_values(
+    leaves: Sequence[object], spare: Callable[[], list[object] | None] | None
+) -> Iterator[list[object]]:
     """Yields calls of the same sizes, for a model that fails for the values of one."""
-    if spare is not None:
-        yield spare
+    others = spare() if spare is not None else None
+    if others is not None:
+        yield others
     for value in (0, 1):
         yield [_fill_integers(leaf, value) for leaf in leaves]
 

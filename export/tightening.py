@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -85,7 +86,7 @@ def _agree(
     if leaves is None:
         return True
     try:
-        spare = resized_leaves(contract, binding, example, whole=True)
+        spare = partial(resized_leaves, contract, binding, example, whole=True)
         compare(model, program, name, leaves, "", spare)
     except ExportError:
         return False
