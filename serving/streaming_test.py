@@ -7,8 +7,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, cast
+from concurrent.futures import Future
+from typing import Any, TypeVar, cast
 
 import grpc
 import pytest
@@ -20,6 +20,25 @@ from slipway.serving.inference import InferenceFrontend
 from slipway.serving.memory_budget import MemoryBudget
 from slipway.serving.request_queue import Reply
 from slipway.serving.streaming import MAX_STREAMS, InferenceStreams
+
+BOUND = 10
+"""Seconds, after which what is waited for is taken never to come."""
+
+_T = TypeVar("_T")
+
+
+def in_thread(function: Callable[[], _T]) -> Future[_T]:
+    """Calls a function in a thread that ends with the process, should it wait for ever."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 class Frontend:
@@ -65,17 +84,16 @@ class Client:
     def messages(self) -> Iterator[bytes]:
         yield from [b""] * self._requests
         self.readers.put(threading.current_thread())
-        self.has_ended.wait()
+        self.has_ended.wait(BOUND)
 
 
 class Streams:
     """Streams whose requests the test answers."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
+    def __init__(self) -> None:
         self.frontend = Frontend()
         self.memory = MemoryBudget(2**20)
         self.streams = InferenceStreams(cast(InferenceFrontend, self.frontend), self.memory)
-        self._pool = pool
 
     def serve(self, messages: Iterator[bytes]) -> Generator[bytes, None, None]:
         self.context = Context()
@@ -83,17 +101,16 @@ class Streams:
         return cast(Generator[bytes, None, None], self.streams.serve(messages, context))
 
     def open(self, messages: Iterator[bytes]) -> Future[list[bytes]]:
-        return self._pool.submit(list, self.serve(messages))
+        return in_thread(lambda: list(self.serve(messages)))
 
     def answer_next(self, message: bytes) -> None:
         """Has the next request that comes, or waits, answered by another thread."""
-        self._pool.submit(lambda: self.frontend.replies.get(timeout=60).respond(message))
+        in_thread(lambda: self.frontend.replies.get(timeout=BOUND).respond(message))
 
 
 @pytest.fixture
-def streams() -> Iterator[Streams]:
-    with ThreadPoolExecutor() as pool:
-        yield Streams(pool)
+def streams() -> Streams:
+    return Streams()
 
 
 def test_a_stream_that_was_read_to_its_end_ends_well_though_the_server_stops(
@@ -101,12 +118,12 @@ def test_a_stream_that_was_read_to_its_end_ends_well_though_the_server_stops(
 ) -> None:
     client = Client()
     answers = streams.open(client.messages())
-    reply = streams.frontend.replies.get(timeout=60)
+    reply = streams.frontend.replies.get(timeout=BOUND)
     client.has_ended.set()
-    client.readers.get(timeout=60).join()
+    client.readers.get(timeout=BOUND).join(BOUND)
     streams.streams.close()
     reply.respond(b"")
-    assert len(answers.result(60)) == 1
+    assert len(answers.result(BOUND)) == 1
 
 
 def test_a_stream_whose_client_may_send_more_is_answered_and_told_that_the_server_stops(
@@ -114,12 +131,12 @@ def test_a_stream_whose_client_may_send_more_is_answered_and_told_that_the_serve
 ) -> None:
     client = Client()
     answers = streams.open(client.messages())
-    reply = streams.frontend.replies.get(timeout=60)
-    client.readers.get(timeout=60)
+    reply = streams.frontend.replies.get(timeout=BOUND)
+    client.readers.get(timeout=BOUND)
     streams.streams.close()
     reply.respond(b"")
     with pytest.raises(UnavailableError, match="the server stops: open the stream again"):
-        answers.result(60)
+        answers.result(BOUND)
     client.has_ended.set()
 
 
@@ -132,7 +149,7 @@ def test_a_stream_that_comes_when_the_server_stops_is_refused(streams: Streams) 
 
     streams.streams.close()
     with pytest.raises(UnavailableError, match="the server stops: open the stream again"):
-        streams.open(messages()).result(60)
+        streams.open(messages()).result(BOUND)
     assert not is_read.is_set()
 
 
@@ -143,7 +160,7 @@ def test_answers_count_as_memory_until_they_are_read(streams: Streams) -> None:
     def answer(message: bytes) -> bytes:
         """Returns the next response, of a request that is answered with `message`."""
         streams.answer_next(message)
-        return next(answers)
+        return in_thread(lambda: next(answers)).result(BOUND)
 
     sizes = []
     for size in (100, 1000):
@@ -151,7 +168,7 @@ def test_answers_count_as_memory_until_they_are_read(streams: Streams) -> None:
         assert streams.memory.used == sizes[-1]  # whoever asks for the next has read the last
     answers.close()
     assert streams.memory.used == 0
-    streams.frontend.replies.get(timeout=60).respond(bytes(100))  # for nobody
+    streams.frontend.replies.get(timeout=BOUND).respond(bytes(100))  # for nobody
     assert streams.memory.used == 0
     client.has_ended.set()
 
@@ -159,30 +176,30 @@ def test_answers_count_as_memory_until_they_are_read(streams: Streams) -> None:
 def test_no_more_requests_are_read_than_may_be_under_way(streams: Streams) -> None:
     client = Client(requests=300)
     answers = streams.open(client.messages())
-    replies = [streams.frontend.replies.get(timeout=60) for _ in range(256)]
+    replies = [streams.frontend.replies.get(timeout=BOUND) for _ in range(256)]
     with pytest.raises(queue.Empty):
         streams.frontend.replies.get(timeout=0.1)
     replies[0].respond(b"")
-    replies.append(streams.frontend.replies.get(timeout=60))
+    replies.append(streams.frontend.replies.get(timeout=BOUND))
     for reply in replies[1:]:
         reply.respond(b"")
     for _ in range(300 - len(replies)):
-        streams.frontend.replies.get(timeout=60).respond(b"")
+        streams.frontend.replies.get(timeout=BOUND).respond(b"")
     client.has_ended.set()
-    assert len(answers.result(60)) == 300
+    assert len(answers.result(BOUND)) == 300
 
 
 def test_a_client_that_goes_has_its_requests_forgotten(streams: Streams) -> None:
     client = Client(requests=300)
     answers = streams.open(client.messages())
-    replies = [streams.frontend.replies.get(timeout=60) for _ in range(256)]
+    replies = [streams.frontend.replies.get(timeout=BOUND) for _ in range(256)]
     readers = [thread for thread in threading.enumerate() if thread.name.endswith("(_read)")]
     streams.context.go()
-    assert answers.result(60) == []
-    forgotten = [streams.frontend.forgotten.get(timeout=60) for _ in replies]
+    assert answers.result(BOUND) == []
+    forgotten = [streams.frontend.forgotten.get(timeout=BOUND) for _ in replies]
     assert set(forgotten) == set(replies)
     for reader in readers:  # which waited for room
-        reader.join(60)
+        reader.join(BOUND)
         assert not reader.is_alive()
 
 
@@ -195,8 +212,8 @@ def test_a_request_is_forgotten_whose_client_goes_while_it_is_taken_on(
 
     monkeypatch.setattr(streams.frontend, "take", take)
     client = Client()
-    assert streams.open(client.messages()).result(60) == []
-    streams.frontend.forgotten.get(timeout=60)
+    assert streams.open(client.messages()).result(BOUND) == []
+    streams.frontend.forgotten.get(timeout=BOUND)
     client.has_ended.set()
 
 
@@ -207,7 +224,7 @@ def test_nothing_is_taken_on_for_a_client_that_has_gone_before(
     answers = streams.open(iter([b""]))
     with pytest.raises(queue.Empty):
         streams.frontend.replies.get(timeout=0.1)
-    assert answers.result(60) == []
+    assert answers.result(BOUND) == []
 
 
 @pytest.mark.parametrize("remaining", [None, 1000.0])
@@ -224,7 +241,7 @@ def test_requests_have_the_time_that_their_stream_has_left(
     monkeypatch.setattr(streams.frontend, "take", take)
     monkeypatch.setattr(Context, "time_remaining", lambda _: remaining)
     before = time.monotonic()
-    assert len(streams.open(iter([b""])).result(60)) == 1
+    assert len(streams.open(iter([b""])).result(BOUND)) == 1
     if remaining is None:
         assert deadlines == [math.inf]
     else:
@@ -234,7 +251,7 @@ def test_requests_have_the_time_that_their_stream_has_left(
 def test_a_request_that_was_answered_is_freed_while_the_stream_goes_on(streams: Streams) -> None:
     client = Client(requests=2)
     answers = streams.open(client.messages())
-    first, second = (streams.frontend.replies.get(timeout=60) for _ in range(2))
+    first, second = (streams.frontend.replies.get(timeout=BOUND) for _ in range(2))
     reference = weakref.ref(first)
     first.respond(b"")
     del first
@@ -242,7 +259,7 @@ def test_a_request_that_was_answered_is_freed_while_the_stream_goes_on(streams: 
     assert reference() is None
     second.respond(b"")
     client.has_ended.set()
-    assert len(answers.result(60)) == 2
+    assert len(answers.result(BOUND)) == 2
 
 
 @pytest.mark.parametrize("error", [UnavailableError("it is away"), RuntimeError("secret")])
@@ -254,7 +271,7 @@ def test_a_request_that_is_not_taken_on_is_answered_whatever_it_is(
 
     monkeypatch.setattr(streams.frontend, "take", take)
     # Ids, of which the second is no text.
-    (good, bad) = streams.open(iter([b"\x1a\x01a", b"\x1a\x01\xff"])).result(60)
+    (good, bad) = streams.open(iter([b"\x1a\x01a", b"\x1a\x01\xff"])).result(BOUND)
     for response, identifier in ((good, "a"), (bad, "")):
         message = protocol.ModelStreamInferResponse.FromString(response)
         assert message.infer_response.id == identifier
@@ -275,30 +292,32 @@ def test_the_stream_that_was_idle_for_longest_gives_way_to_another(
     try:
         for client in clients[:3]:
             opened.append(streams.open(client.messages()))
-            replies.append(streams.frontend.replies.get(timeout=60))
-            readers.append(client.readers.get(timeout=60))
+            replies.append(streams.frontend.replies.get(timeout=BOUND))
+            readers.append(client.readers.get(timeout=BOUND))
         # The first sends no more, and has a request under way all the same.
         clients[0].has_ended.set()
-        readers[0].join()
+        readers[0].join(BOUND)
         # All but the first are answered, the last of them before the other.
         for reply in reversed(replies[1:]):
             reply.respond(b"")
+            deadline = time.monotonic() + BOUND
             while cast(Any, reply)._stream.idle_since == math.inf:
+                assert time.monotonic() < deadline, "it never became idle"
                 time.sleep(0.001)
         opened.append(streams.open(clients[3].messages()))
         if idle_seconds:
             with pytest.raises(ResourceExhaustedError, match="none has been idle for 60 seconds"):
-                opened.pop().result(60)
+                opened.pop().result(BOUND)
         else:
             with pytest.raises(UnavailableError, match="idle for longest, gives way to another: o"):
-                opened.pop(2).result(60)
-            streams.frontend.replies.get(timeout=60).respond(b"")
+                opened.pop(2).result(BOUND)
+            streams.frontend.replies.get(timeout=BOUND).respond(b"")
         assert streams.streams.open_count == 3
         replies[0].respond(b"")
     finally:
         for client in clients:
             client.has_ended.set()
-    assert all(len(answers.result(60)) == 1 for answers in opened)
+    assert all(len(answers.result(BOUND)) == 1 for answers in opened)
     assert streams.streams.open_count == 0
 
 
@@ -308,13 +327,13 @@ def test_so_many_streams_may_be_open(streams: Streams) -> None:
     def begin() -> Generator[bytes, None, None]:
         answers = streams.serve(client.messages())
         streams.answer_next(b"")
-        next(answers)
+        in_thread(lambda: next(answers)).result(BOUND)
         return answers
 
     begun = [begin() for _ in range(MAX_STREAMS)]
     assert streams.streams.open_count == MAX_STREAMS
     with pytest.raises(ResourceExhaustedError, match="64 streams are open"):
-        next(streams.serve(client.messages()))
+        streams.open(client.messages()).result(BOUND)
     begun.pop().close()
     begun.append(begin())
     client.has_ended.set()

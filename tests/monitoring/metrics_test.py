@@ -122,7 +122,7 @@ def test_clients_cannot_make_time_series(
 def test_a_stream_is_counted_while_it_is_open(
     server: WatchedServer, client: InferenceServerClient
 ) -> None:
-    client.start_stream(lambda result, error: None)
+    client.start_stream(lambda result, error: None, stream_timeout=20)
     try:
         eventually(lambda: Scrape(server).value("slipway_streams") == 1)
     finally:

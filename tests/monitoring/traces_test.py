@@ -138,6 +138,7 @@ def test_every_request_of_a_stream_is_traced(
         client.start_stream(
             lambda result, error: answers.append(error),
             headers={"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "stream"},
+            stream_timeout=20,
         )
         for identifier in ("a", "b"):
             client.async_stream_infer("affine", [x], request_id=identifier)

@@ -15,12 +15,15 @@ from tritonclient.utils import InferenceServerException
 from slipway.tests.serving.programs import AFFINE_WEIGHT
 from slipway.tests.serving.requests import call, infer_request, tensor, zeros
 
+BOUND = 20
+"""Seconds, after which answers of small models are taken never to come."""
+
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
 def test_each_request_of_a_stream_is_answered_with_its_id(client: InferenceServerClient) -> None:
     answers: queue.Queue[tuple[InferResult, InferenceServerException]] = queue.Queue()
-    client.start_stream(lambda result, error: answers.put((result, error)))
+    client.start_stream(lambda result, error: answers.put((result, error)), stream_timeout=BOUND)
     for value in range(100):
         x = np.full((1, 4), value, np.float32)
         client.async_stream_infer(
@@ -28,7 +31,7 @@ def test_each_request_of_a_stream_is_answered_with_its_id(client: InferenceServe
         )
     results = {}
     for _ in range(100):
-        result, error = answers.get(timeout=60)
+        result, error = answers.get(timeout=BOUND)
         assert error is None
         results[int(result.get_response().id)] = float(result.as_numpy("y")[0, 0])
     client.stop_stream()
@@ -62,7 +65,7 @@ def test_bytes_that_are_no_message_are_answered_on_the_stream(channel: grpc.Chan
     good = infer_request("affine", x=zeros("FP32", [1, 4])).SerializeToString()
     responses = [
         service_pb2.ModelStreamInferResponse.FromString(data)
-        for data in method(iter([b"\xff", good]), timeout=60)
+        for data in method(iter([b"\xff", good]), timeout=BOUND)
     ]
     assert len(responses) == 2
     assert any("bytes received are no" in response.error_message for response in responses)
@@ -87,7 +90,7 @@ def stream(channel: grpc.Channel, requests: list[Any]) -> Any:
         request_serializer=service_pb2.ModelInferRequest.SerializeToString,
         response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
     )
-    return method(iter(requests), timeout=60)
+    return method(iter(requests), timeout=BOUND)
 
 
 def statistics(client: InferenceServerClient, model: str, version: str) -> Any:
@@ -108,7 +111,9 @@ def test_statistics_count_what_was_done(
         call(channel, "ModelInfer", bad)
     expected = before.inference_count + 12
     # The last one is counted after it was answered.
+    deadline = time.monotonic() + BOUND
     while (after := statistics(client, "affine", "1")).inference_count < expected:
+        assert time.monotonic() < deadline, "it was never counted"
         time.sleep(0.01)
     assert after.inference_count == expected
     assert after.execution_count - before.execution_count == 4
