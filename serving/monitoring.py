@@ -98,8 +98,6 @@ class MonitoringServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Two servers on one port would share its connections in silence.
-    allow_reuse_port = False
     request_queue_size = _MAX_CONNECTIONS
 
     def __init__(self, host: str, port: int, pages: Mapping[str, Page]) -> None:
@@ -111,7 +109,8 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        # The standard one looks up the host's name, which may take long.
+        # The standard one looks up the host's name, which may take long. SO_REUSEPORT is not set:
+        # two servers on one port would share its connections in silence.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
