@@ -36,10 +36,16 @@ def connect(server: MonitoringServer) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=BOUND)
 
 
-def ask(connection: socket.socket) -> bytes:
+def ask(connection: socket.socket, method: bytes = b"GET") -> bytes:
     """Asks for a page on an open connection, and returns what is answered."""
-    connection.sendall(b"GET /page HTTP/1.0\r\n\r\n")
+    connection.sendall(method + b" /page HTTP/1.0\r\n\r\n")
     return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def test_whoever_asks_for_the_headers_gets_no_more(server: MonitoringServer) -> None:
+    with connect(server) as connection:
+        answer = ask(connection, b"HEAD")
+    assert answer.startswith(b"HTTP/1.0 200 ") and answer.endswith(b"\r\n\r\n")
 
 
 def test_each_connection_too_many_closes_the_oldest(
