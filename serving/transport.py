@@ -205,7 +205,7 @@ class InferenceTransport:
         wake: float | None = _NOW
         while not self._is_over:
             with self._turn:
-                # Without anything to do, wait for what comes; but not with the turn that others want.
+                # Without anything to do, wait for what comes; but not with a turn that others want.
                 received = self._receive(_NOW if self._arrivals.are_taken_in else wake)
                 if received < _MOST_EVENTS:
                     self._has_taken_all.set()
