@@ -75,6 +75,6 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], share: float) -> fl
     seen, lower = 0, 0.0
     for bound, count in zip(bounds, counts, strict=False):
         if count and seen + count >= rank:
-            return lower + (bound - lower) * max(rank - seen, 0.0) / count
+            return lower + (bound - lower) * (rank - seen) / count
         seen, lower = seen + count, bound
     return lower

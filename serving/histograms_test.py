@@ -45,7 +45,7 @@ def test_a_copy_is_not_changed_by_later_values() -> None:
     assert (copy.count, copy.total) == (1, 1.0)
 
 
-@given(st.lists(st.floats(0, 10), min_size=1), st.sampled_from([0.5, 0.95, 0.99]))
+@given(st.lists(st.floats(0, 10), min_size=1), st.sampled_from([0.0, 0.5, 0.95, 0.99]))
 def test_a_quantile_is_in_the_bucket_of_the_true_one(items: list[float], share: float) -> None:
     histogram = Histogram()
     histogram.add_all(items)
