@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,16 @@ def test_a_batch_grows_while_the_instance_is_busy_up_to_its_bound(
     assert sizes(bench) == expected
     for value, answer in enumerate(answers):
         assert answer.outputs["y"].tolist() == [[value * 6, value * 22, value * 38]]
+
+
+def test_the_stages_of_requests_take_all_of_their_time(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    busy = bench.occupy()
+    finish(bench, busy, [bench.submit(affine()) for _ in range(3)])
+    stages = bench.model("affine").statistics.snapshot().stages
+    assert [stage.count for stage in stages.values()] == [4] * len(stages)
+    total = stages.pop("total").total
+    assert math.isclose(sum(stage.total for stage in stages.values()), total, rel_tol=1e-6)
 
 
 def test_a_batch_that_the_contract_does_not_bound_is_bounded_by_the_options(
