@@ -22,6 +22,8 @@ from slipway.tests.serving.server_process import (
     server_environment,
 )
 
+CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+
 
 def run_server(*flags: str) -> subprocess.CompletedProcess[str]:
     """Returns how a server ended that could not start."""
@@ -88,9 +90,15 @@ def test_a_terminal_that_is_closed_is_nothing_to_nohup(repository: Path) -> None
         assert process.wait(timeout=60) == 0
 
 
-def test_a_second_signal_ends_the_first_process_of_a_container(repository: Path) -> None:
-    container = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
-    if subprocess.run([*container, "true"], check=False).returncode:
+@pytest.mark.parametrize(
+    ("container", "number"),
+    [([], signal.SIGTERM), ([], signal.SIGINT), (CONTAINER, signal.SIGTERM)],
+    ids=["terminated", "interrupted", "first process of a container"],
+)
+def test_a_second_signal_ends_it_at_once(
+    repository: Path, container: list[str], number: signal.Signals
+) -> None:
+    if container and subprocess.run([*container, "true"], check=False).returncode:
         pytest.skip("there are no namespaces of processes here")
     with subprocess.Popen(
         [*container, *server_command(f"--repository={repository}", "--port=0")],
@@ -102,7 +110,9 @@ def test_a_second_signal_ends_the_first_process_of_a_container(repository: Path)
         assert process.stdout is not None
         assert process.stderr is not None
         address = process.stdout.readline().split()[-1]
-        (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        server = process.pid
+        if container:
+            server = int(Path(f"/proc/{server}/task/{server}/children").read_text())
         with grpc.insecure_channel(address) as channel:
             slow = infer_request("power", x=zeros("FP32", [2048, 2048]))
             infer = channel.unary_unary(
@@ -111,10 +121,11 @@ def test_a_second_signal_ends_the_first_process_of_a_container(repository: Path)
             )
             calls = [infer.future(slow) for _ in range(10)]
             next(item for item in calls if item.result())
-            os.kill(int(server), signal.SIGTERM)
+            os.kill(server, signal.SIGTERM)
             assert any("draining" in line for line in process.stderr)
-            os.kill(int(server), signal.SIGTERM)
-            assert process.wait(timeout=15) == 128 + signal.SIGTERM
+            os.kill(server, number)
+            assert process.wait(timeout=15) == (128 + number if container else -number)
+            assert "Traceback" not in process.stderr.read()
 
 
 def test_a_watch_sees_the_server_drain_and_does_not_hold_it_up(repository: Path) -> None:
