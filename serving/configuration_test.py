@@ -276,7 +276,8 @@ def _values(setting: Setting) -> st.SearchStrategy[Any]:
     elif setting.kind is bool:
         one = st.booleans()
     elif setting.kind is str:
-        one = texts.map(lambda text: f"/{text}") if setting.is_path else texts
+        # A path is read without the slash that it may end with.
+        one = texts.map(lambda text: str(Path(f"/{text}"))) if setting.is_path else texts
     elif setting.kind is int:
         assert setting.minimum is not None
         assert setting.maximum is not None
