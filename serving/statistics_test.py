@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import time
 
-from slipway.serving.errors import NotFoundError
+from slipway.serving.errors import FieldViolation, InvalidRequestError, NotFoundError
 from slipway.serving.statistics import ModelStatistics, StageTimes
 
 
@@ -64,6 +64,14 @@ def test_a_moment_has_every_request_and_batch_in_it() -> None:
         "total": (2, 8.0),
     }
     assert (moment.batches.count, moment.batches.total) == (1, 6.0)
+
+
+def test_a_refusal_counts_once_for_each_of_its_kinds() -> None:
+    refusals = ModelStatistics().refusals
+    violations = [FieldViolation("x", "no", reason) for reason in ("RANK", "RANK", "DTYPE", "")]
+    refusals.add(InvalidRequestError("no", violations))
+    assert refusals.codes == {"INVALID_ARGUMENT": 1}
+    assert refusals.kinds == {"RANK": 1, "DTYPE": 1, "INVALID_ARGUMENT": 1}
 
 
 def test_sizes_of_batches_that_clients_choose_do_not_grow_for_ever() -> None:
