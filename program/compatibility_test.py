@@ -488,6 +488,11 @@ def test_arguments_that_are_no_tensors() -> None:
     }
     assert verdicts(with_constant(1), with_constant(True)) == {"input 'mode'": Verdict.INCOMPATIBLE}
     assert verdicts(with_constant(float("nan")), with_constant(float("nan"))) == {}
+    tensor = TensorSpec(ScalarType.FLOAT32, ())
+    absent = with_constant(None)
+    present = replace(absent, inputs=(absent.inputs[0], InputSpec("mode", tensor)))
+    for old, new in ((absent, present), (present, absent)):
+        assert verdicts(old, new) == {"input 'mode'": Verdict.INCOMPATIBLE}
     # Requests do not hold it, calls in Python do.
     for old, new in ((of(A), with_constant("mean")), (with_constant("mean"), of(A))):
         differences = compare({"forward": old}, {"forward": new})
