@@ -500,6 +500,15 @@ def test_arguments_that_are_no_tensors() -> None:
         assert list(differences.breaking(python=True))
 
 
+def test_none_in_the_place_of_a_size_is_another_output() -> None:
+    size, none = (
+        replace(of(A), outputs=(output,), output_tree=Tree(Kind.TUPLE, (LEAF,)))
+        for output in (OutputSpec("y", integer=A), OutputSpec("y", constant=None))
+    )
+    for old, new in ((size, none), (none, size)):
+        assert verdicts(old, new) == {"output 'y'": Verdict.INCOMPATIBLE}
+
+
 def in_python(contract: Contract, inputs: Tree, outputs: Tree = LEAF) -> Contract:
     return replace(
         contract,
