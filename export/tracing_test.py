@@ -397,6 +397,17 @@ def test_a_size_that_is_at_least_1_by_the_model_may_be_0(model: Any, strict: boo
         torch.testing.assert_close(program(x), model(x))
 
 
+def test_a_branch_on_data_takes_tensors_whose_sizes_may_be_0() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        chosen: torch.Tensor = torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+        return chosen
+
+    program = exported(model, torch.ones(6, 2), symbols={"n": (0, 9), "m": (0, 9)})
+    assert relations(program) == []
+    for x in (torch.ones(0, 3), torch.ones(4, 0), torch.ones(9, 2), -torch.ones(1, 1)):
+        assert torch.equal(program(x), model(x))
+
+
 def test_a_size_that_is_at_least_1_anyway_is_itself() -> None:
     program = exported(lambda x: x.new_ones(max(x.shape[0], 1)), torch.ones(6, 2))
     assert str(program.contract.tensor_outputs["output"]) == "float32[n]"
