@@ -318,7 +318,6 @@ def _sizes_may_be_0(shapes: Sequence[Mapping[int, Any]]) -> Iterator[None]:
         return
     evaluate, maximum = ShapeEnv.evaluate_expr, SymNode.sym_max
     maximum_of_model: Callable[..., Any] = torch.SymInt.__sym_max__
-    symbolic_maximum: Callable[..., Any] = torch.sym_max
     positive: dict[sympy.Basic, sympy.Symbol] = {}
     in_model: list[bool] = []
 
@@ -352,16 +351,11 @@ def _sizes_may_be_0(shapes: Sequence[Mapping[int, Any]]) -> Iterator[None]:
                 return size
         return maximum(one, other)
 
-    def maximum_for_strides(size: Any, other: Any) -> Any:
-        is_size = isinstance(size, torch.SymInt) and other == 1 and is_positive(size.node)
-        return size if is_size else symbolic_maximum(size, other)
-
     with (
         mock.patch("torch.fx.experimental.symbolic_shapes.make_symbol", make),
         mock.patch.object(ShapeEnv, "evaluate_expr", decide),
         mock.patch.object(torch.SymInt, "__sym_max__", note_maximum),
         mock.patch.object(SymNode, "sym_max", simplify_maximum),
-        mock.patch.object(torch._prims_common, "sym_max", maximum_for_strides),
     ):
         yield
 
