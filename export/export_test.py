@@ -499,6 +499,13 @@ def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype)
             "compute n // 2 in whole numbers, with // and without int()",
         ),
         (
+            lambda x: x.view(-1, 8) * int(x.shape[1] / 2),
+            (16, 8),
+            {0: Dim("n", max=64), 1: Dim("m", min=1, max=64)},
+            "m // 2 == 4",
+            "example's; declare",
+        ),
+        (
             lambda x: x * 2 if x.shape[0] <= 10 else x,
             (3,),
             {0: Dim("n", max=64)},

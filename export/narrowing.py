@@ -173,8 +173,9 @@ def narrowing_error(narrowings: Sequence[Narrowing], symbols: Sequence[Symbol]) 
         needs.append(f"{item.condition}{where}, which fails for {example or 'every value'}")
     if len(narrowings) > _SHOWN:
         needs.append(f"{len(narrowings) - _SHOWN} more such conditions")
-    rounded = next(filter(None, map(_rounded_by_python, narrowings)), None)
-    advice = rounded or "; ".join(_advice([item.condition for item in narrowings], symbols))
+    rounded = {item.condition: _rounded_by_python(item) for item in narrowings}
+    others = [condition for condition, advice in rounded.items() if advice is None]
+    advice = "; ".join((*filter(None, rounded.values()), *_advice(others, symbols)))
     return ExportError(
         ExportErrorKind.CONSTRAINT_VIOLATION,
         f"declared is {declared or 'a contradiction'}, but the model needs {'; and '.join(needs)}",
