@@ -167,8 +167,9 @@ class CudaGraphRecorder:
     ) -> tuple[CudaGraph, int]:
         """Returns a graph, and the bytes that it has. Raises: Exception, if there can be none."""
         memory = self._memory
-        inputs = [tensor.to(memory.device) for tensor in tensors]
         with torch.cuda.stream(memory.stream):
+            # Made here, so that they are not given to anyone while something here still reads them.
+            inputs = [tensor.to(memory.device) for tensor in tensors]
             # Libraries have things to prepare for each stream, which cannot be recorded either.
             reader = find_value_read(lambda: method.start(inputs))
             if reader is not None:
