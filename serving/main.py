@@ -115,7 +115,7 @@ def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
         _start_monitoring(server, settings, security.tls)
         count = server.load(stop.is_set)
     if count or (settings.repository.model_control == "explicit" and not stop.is_set()):
-        print(f"slipway: serving {count} programs at {address}", flush=True)
+        _announce(f"slipway: serving {count} programs at {address}")
         stop.wait()
     elif not stop.is_set():
         server.drain(0)
@@ -134,6 +134,17 @@ def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
         # A normal exit would wait for them.
         os._exit(code)
     return code
+
+
+def _announce(text: str) -> None:
+    """Writes that it is ready to standard output, or to the log where that takes nothing."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _LOGGER.warning("cannot write to standard output: %s; it was %r", error.strerror, text)
+        # Python would try again when the process ends, and exit with 120.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _start_monitoring(

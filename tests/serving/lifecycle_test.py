@@ -180,6 +180,26 @@ def test_a_port_that_is_taken_is_exit_code_1(repository: Path) -> None:
     assert result.stdout == ""
 
 
+def test_a_standard_output_that_takes_nothing_stops_nothing(repository: Path) -> None:
+    """As that of a server whose output goes to a full disk."""
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            server_command(f"--repository={repository}", "--port=0"),
+            env=server_environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    with process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "slipway: serving" in line)
+        assert "cannot write to standard output: No space left on device" in line
+        with InferenceServerClient(line.split()[-1].strip("'")) as client:
+            assert client.is_model_ready("affine")
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+
+
 def test_a_repository_that_does_not_exist_is_exit_code_2(tmp_path: Path) -> None:
     result = run_server(f"--repository={tmp_path / 'missing'}", "--port=0")
     assert result.returncode == 2
