@@ -48,10 +48,10 @@ side by side: in `models/server.toml`, `tls_certificate = "server.pem"` is `//mo
 which must be in `data`. What is no part of the build, such as a private key, needs an absolute
 path.
 
-`--check` says everything that is wrong, with file, line and key: first with each key, then with
-those that contradict each other, then with what they name (the repository, certificates, tokens,
-the device, libraries of operators). It prints what is in force as a file, with 0 as exit code, or 2
-if something must change:
+`--check` says everything that is wrong, with file, line and key, or with the flag: first with each
+key, then with those that contradict each other, then with what they name (the repository,
+certificates, tokens, the device, libraries of operators). It prints what is in force as a file,
+with 0 as exit code, or 2 if something must change:
 
 ```
 $ server --config=/srv/ml.toml --check

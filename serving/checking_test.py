@@ -46,7 +46,9 @@ def test_names_that_mean_two_models_are_found_as_loading_finds_them(
         reasons = {each.name: each.reason for each in loaded.index() if each.reason}
     assert sorted(reasons) == ([refused] if refused else [])
     found = problems(tmp_path)
-    assert found == [f"model '{model}' version 1: {text}" for model, text in reasons.items()]
+    assert found == [
+        f"--repository: model '{model}' version 1: {text}" for model, text in reasons.items()
+    ]
     assert all(f"would be served as '{name}'" in text for text in found)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,19 @@ class CommandLine:
       check: whether to say what is wrong with it, rather than to serve.
       document: the file; None if there is none.
       is_worker: whether a process that supervises this one started it.
+      flags: by the path of the key that each sets, whatever the file says of it.
     """
 
     configuration: Configuration
     check: bool
     document: Document | None
     is_worker: bool = False
+    flags: Mapping[tuple[str, ...], str] = field(default_factory=dict)
 
     def problem(self, path: Sequence[str], text: str) -> str:
-        """Returns `text` with where the value at `path` comes from, if that is the file."""
+        """Returns `text` with where the value at `path` comes from, if that is known."""
+        if flag := self.flags.get(tuple(path)):
+            return f"{flag}: {text}"
         return text if self.document is None else self.document.problem(path, text)
 
 
@@ -82,15 +86,19 @@ def parse(arguments: Sequence[str] | None) -> CommandLine:
         # Its native code is of the same build as the server. What lies elsewhere may be anybody's.
         if given["repository.compiled"] is None and "compiled" not in said:
             given["repository.compiled"] = "auto"
+    flags: dict[tuple[str, ...], str] = {}
     for section, fields in sections().items():
-        values = {
-            name: _combined(setting, getattr(getattr(configuration, section), name), value)
-            for name, setting in settings_of(fields).items()
-            if (value := given.get(f"{section}.{name}")) is not None
-        }
+        values = {}
+        for name, setting in settings_of(fields).items():
+            if (value := given.get(f"{section}.{name}")) is None:
+                continue
+            values[name] = _combined(setting, getattr(getattr(configuration, section), name), value)
+            # What is wrong with a list may come from either.
+            if setting.container is not list:
+                flags[section, name] = setting.flag
         changed = dataclasses.replace(getattr(configuration, section), **values)
         configuration = dataclasses.replace(configuration, **{section: changed})
-    line = CommandLine(configuration, check, document, is_worker)
+    line = CommandLine(configuration, check, document, is_worker, flags)
     problems = [line.problem(path, text) for path, text in configuration.problems()]
     if configuration.repository.path is None:
         problems.append("there is no repository: give --repository, or path in [repository]")

@@ -173,6 +173,15 @@ def test_values_that_do_not_go_together(tmp_path: Path, text: str, expected: str
     assert problem.replace(str(path), "FILE").startswith(expected)
 
 
+def test_what_is_wrong_with_a_flag_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "[monitoring]\nmetrics_port = 7\n[server]\nport = 7\n")
+    text = "metrics_port and port are both"
+    with pytest.raises(ConfigurationError, match=f"^{path}:2: {text} 7:"):
+        parse([f"--config={path}", "--repository=r"])
+    with pytest.raises(ConfigurationError, match=f"^--metrics-port: {text} 8:"):
+        parse([f"--config={path}", "--repository=r", "--port=8", "--metrics-port=8"])
+
+
 def test_routes_and_policies_are_those_of_the_file(tmp_path: Path) -> None:
     path = write(
         tmp_path,
