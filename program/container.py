@@ -188,7 +188,9 @@ def _parse(
     try:
         message.ParseFromString(data)
     except DecodeError as error:
-        raise CorruptProgramError(f"the {what} is not a valid message: {error}") from error
+        raise CorruptProgramError(
+            f"the {what} is not a valid message: {error}; copy or build it again"
+        ) from error
 
 
 def _digests(message: pb.Program) -> pb.Digests:
@@ -255,7 +257,9 @@ def read_container(directory: str | Path) -> Container:
         ) from error
     message = pb.Program()
     try:
-        _parse(message, data, f"file {path}")
+        if not data:
+            raise CorruptProgramError("the file is empty; copy or build it again")
+        _parse(message, data, "file")
         _check_versions(message)
         wanted = _digests(message)
         # Field by field: a newer minor version may have added digests that are unknown here.
