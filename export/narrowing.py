@@ -14,7 +14,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from slipway.export.errors import ExportError, ExportErrorKind, SourceLine
-from slipway.program.contract import Symbol
+from slipway.program.contract import Contract, Symbol
 from slipway.program.expressions import (
     All,
     Comparison,
@@ -155,13 +155,14 @@ class Narrowing:
     source: SourceLine | None
 
 
-def narrowing_error(narrowings: Sequence[Narrowing], symbols: Sequence[Symbol]) -> ExportError:
+def narrowing_error(narrowings: Sequence[Narrowing], contract: Contract) -> ExportError:
     """Returns the error for a model that needs more than was declared.
 
     Args:
       narrowings: all that have a counterexample, at least one.
-      symbols: with the ranges that were declared.
+      contract: with the ranges that were declared.
     """
+    symbols = contract.symbols
     involved = sorted({s.index for item in narrowings for s in symbols_of(item.condition)})
     declared = ", ".join(f"{symbols[i].name} in {symbols[i].allowed}" for i in involved)
     needs = []
@@ -175,7 +176,7 @@ def narrowing_error(narrowings: Sequence[Narrowing], symbols: Sequence[Symbol]) 
         needs.append(f"{len(narrowings) - _SHOWN} more such conditions")
     rounded = {item.condition: _rounded_by_python(item) for item in narrowings}
     others = [condition for condition, advice in rounded.items() if advice is None]
-    advice = "; ".join((*filter(None, rounded.values()), *_advice(others, symbols)))
+    advice = "; ".join((*filter(None, rounded.values()), *_advice(others, contract)))
     return ExportError(
         ExportErrorKind.CONSTRAINT_VIOLATION,
         f"declared is {declared or 'a contradiction'}, but the model needs {'; and '.join(needs)}",
@@ -197,7 +198,7 @@ def _rounded_by_python(narrowing: Narrowing) -> str | None:
     return None
 
 
-def _advice(conditions: Sequence[Condition], symbols: Sequence[Symbol]) -> Iterator[str]:
+def _advice(conditions: Sequence[Condition], contract: Contract) -> Iterator[str]:
     """Yields what to declare instead: one piece for each symbol that stands alone, and the rest."""
     alone: dict[int, list[Condition]] = {}
     together = False
@@ -211,13 +212,14 @@ def _advice(conditions: Sequence[Condition], symbols: Sequence[Symbol]) -> Itera
             case _:
                 together = True
     for index, wanted in alone.items():
-        yield _advice_for_one(All(tuple(wanted)), symbols, index)
+        yield _advice_for_one(All(tuple(wanted)), contract, index)
     if together:
         yield "declare the dimensions so that this always holds, or change the line"
 
 
-def _advice_for_one(condition: Condition, symbols: Sequence[Symbol], index: int) -> str:
+def _advice_for_one(condition: Condition, contract: Contract, index: int) -> str:
     """Returns what to declare for one symbol, found by trying its sizes."""
+    symbols = contract.symbols
     symbol = symbols[index]
     values = [item.minimum for item in symbols]
     tried = range(symbol.minimum, symbol.minimum + min(_width(symbol), _ADVICE_SIZES))
@@ -229,7 +231,10 @@ def _advice_for_one(condition: Condition, symbols: Sequence[Symbol], index: int)
     steps = {later - earlier for earlier, later in itertools.pairwise(legal)}
     name = symbol.name
     if len(legal) == 1:
-        return f"make the dimension static ({legal[0]}), or change the line that fixes {name}"
+        advice = f"make the dimension static ({legal[0]}), or change the line that fixes {name}"
+        if left_out := _static_dimensions(contract, legal[0]):
+            advice += f", or declare {name} for {left_out} too, if that is always equal"
+        return advice
     if steps == {1}:
         low = f"min={legal[0]}"
         high = f"max={legal[-1]}" if legal[-1] < tried[-1] else ""
@@ -245,3 +250,14 @@ def _advice_for_one(condition: Condition, symbols: Sequence[Symbol], index: int)
             f"instead of {name}"
         )
     return f"declare {name} so that this always holds, or change the line"
+
+
+def _static_dimensions(contract: Contract, size: int) -> str:
+    """Returns which dimensions of inputs are always `size`, as they are if nobody declares them."""
+    return " or ".join(
+        f"dimension {dimension} of '{item.name}'"
+        for item in contract.inputs
+        if item.tensor is not None
+        for dimension, found in enumerate(item.tensor.shape)
+        if found == Constant(size)
+    )

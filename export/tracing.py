@@ -207,7 +207,7 @@ def _require_as_wide_as_declared(traced: Traced, needless: Container[Relation]) 
         if isinstance(item.condition, Comparison) and item.condition.operator == "=="
     ]
     if narrowings:
-        raise narrowing_error(equalities or narrowings, traced.derivation.contract.symbols)
+        raise narrowing_error(equalities or narrowings, traced.derivation.contract)
 
 
 def _needless_relations(tracer: Tracer, traced: Traced) -> set[Relation]:

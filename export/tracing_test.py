@@ -59,6 +59,20 @@ def test_a_size_that_one_line_fixes_is_all_that_is_said_of_it() -> None:
         exported(model, torch.ones(5, 4))
 
 
+def test_a_dimension_that_was_left_out_is_named() -> None:
+    def model(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return tokens * mask
+
+    batch, length = Dim("batch", max=8), Dim("length", max=16)
+    shapes = {"tokens": {0: batch, 1: length}, "mask": {0: batch}}
+    with pytest.raises(ExportError) as caught:
+        export(model, (torch.ones(3, 7), torch.ones(3, 7)), dynamic_shapes=shapes)
+    assert caught.value.advice == (
+        "make the dimension static (7), or change the line that fixes length, or declare length "
+        "for dimension 1 of 'mask' too, if that is always equal"
+    )
+
+
 def test_a_step_that_gives_its_operand_is_no_difference() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         row = torch.ones(1, 5)
