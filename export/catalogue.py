@@ -61,6 +61,7 @@ _ENTRIES: dict[str, list[tuple[str, str, str]]] = {
         (r"fails on the example", "", "example-that-the-model-cannot-take"),
         (r"^the (?:argument|example arguments)", "", "argument-that-is-no-tensor"),
         (r"^output .* is a number", "", "output-that-is-a-number"),
+        (r"^the output names are", "", "names-that-do-not-fit-the-outputs"),
         (r"^output '|^the output ", "", "output-that-is-no-tensor"),
         (r"^the model holds", "", "object-in-the-model-that-is-no-tensor"),
     ],

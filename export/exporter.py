@@ -74,7 +74,11 @@ def load_entry_point(name: str) -> ExportSpec:
     except (Exception, SystemExit) as error:
         raise _invalid(
             f"the entry point '{name}' fails: {type(error).__name__}: {error}",
-            _advice(error, "mend the function; it is called without arguments"),
+            _advice(
+                error,
+                "mend the function; it is called without arguments, and whatever it reads or would "
+                "download has to be listed in `data`",
+            ),
             error,
         ) from error
     if not isinstance(spec, ExportSpec):
