@@ -462,6 +462,13 @@ def test_inputs_and_outputs_of_every_dtype(scalar_type: ScalarType, tmp_path: Pa
         assert torch.equal(result.view(torch.uint8), x.view(torch.uint8))
 
 
+@pytest.mark.parametrize("scalar_type", ScalarType)
+def test_sizes_of_every_dtype_may_vary(scalar_type: ScalarType) -> None:
+    example = torch.ones(2).to(getattr(torch, scalar_type.value))
+    program = export(lambda x: x.clone(), example, dynamic_shapes=[{0: Dim("n", max=8)}])
+    assert program(torch.zeros(5, dtype=example.dtype)).shape == (5,)
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float8_e8m0fnu, torch.complex128, torch.float8_e4m3fnuz], ids=str
 )

@@ -279,7 +279,8 @@ class Trial:
                 results.append([tensor.clone() for tensor in self._method.run(row)])
             except Exception as error:
                 return f"a call of one row fails: {_one_line(error)}"
-        floating = [tensor for tensor in results[0] if tensor.is_floating_point()]
+        # As float64, since some numbers of one byte cannot be asked.
+        floating = [tensor.double() for tensor in results[0] if tensor.is_floating_point()]
         if floating and not any(bool(tensor.isfinite().any()) for tensor in floating):
             return "the results are no finite numbers"
         return results

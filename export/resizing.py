@@ -77,5 +77,8 @@ def _repeated(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Returns a tensor's elements again and again, or the first of them, along each dimension."""
     for dimension, size in enumerate(shape):
         if size != value.shape[dimension]:
-            value = value.index_select(dimension, torch.arange(size) % value.shape[dimension])
+            # Not index_select, which has no kernel for unsigned integers of more than a byte.
+            places = torch.arange(size) % value.shape[dimension]
+            before: list[slice | torch.Tensor] = [slice(None)] * dimension
+            value = value[(*before, places)]
     return value.clone()
