@@ -243,9 +243,7 @@ def _typed_contents(
         for header, position in zip(plan.inputs, plan.positions, strict=True)
         if position >= 0
     ]
-    if not raw:
-        return read_typed_contents(subject, request, sent)
-    if len(raw) != len(sent):
+    if raw and len(raw) != len(sent):
         problem = (
             f"raw_input_contents has {len(raw)} entries for {len(sent)} inputs"
             f"{'' if len(sent) == len(plan.inputs) else ' that are not in shared memory'}; "
@@ -253,21 +251,25 @@ def _typed_contents(
         )
         violation = FieldViolation("raw_input_contents", problem, "RAW_CONTENTS")
         raise InvalidRequestError.of(subject, [violation])
-    mixed = [item.name for item in request.inputs if item.HasField("contents")]
+    in_regions = {header.name for header in plan.inputs} - {header.name for header in sent}
+    mixed = []
+    for name in (item.name for item in request.inputs if item.HasField("contents")):
+        if name in in_regions:
+            problem = (
+                f"for {quoted(name)}, whose elements are in shared memory: send one of the two"
+            )
+        elif raw:
+            problem = (
+                f"when using raw_input_contents for {quoted(name)}: send every input raw, or every "
+                "input typed"
+            )
+        else:
+            continue
+        text = f"contents field must not be specified {problem}"
+        mixed.append(FieldViolation(f"inputs[{name}].contents", text, "CONTENTS"))
     if mixed:
-        raise InvalidRequestError.of(
-            subject,
-            [
-                FieldViolation(
-                    f"inputs[{name}].contents",
-                    "contents field must not be specified when using raw_input_contents for "
-                    f"{quoted(name)}: send every input raw, or every input typed",
-                    "CONTENTS",
-                )
-                for name in mixed
-            ],
-        )
-    return []
+        raise InvalidRequestError.of(subject, mixed)
+    return [] if raw else read_typed_contents(subject, request, sent)
 
 
 def _requested_outputs(model: Model, request: protocol.ModelInferRequest) -> list[int]:

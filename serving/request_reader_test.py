@@ -281,6 +281,27 @@ def test_what_lies_in_a_region_counts_and_what_does_not_is_checked(
     assert "shape [2, 3] of BOOL takes 6 bytes, got 5" in str(refusal(reader, request))
 
 
+@pytest.mark.parametrize("raw", [True, False], ids=["others raw", "others typed"])
+def test_contents_of_what_lies_in_a_region_are_refused(
+    repository: Repository, region: SharedMemoryRegions, raw: bool
+) -> None:
+    """Also empty ones: whoever sets both does not know which of them counts."""
+    request = good()
+    tokens = request.inputs[1]
+    tokens.parameters["shared_memory_region"].string_param = "r"
+    tokens.parameters["shared_memory_byte_size"].int64_param = 48
+    tokens.contents.SetInParent()
+    del request.raw_input_contents[1:]
+    if not raw:
+        del request.raw_input_contents[:]
+        request.inputs[0].contents.bool_contents.extend([True] * 6)
+    error = refusal(RequestReader(repository, region), request)
+    assert [(item.field, item.reason) for item in error.violations] == [
+        ("inputs[tokens].contents", "CONTENTS")
+    ]
+    assert "for 'tokens', whose elements are in shared memory: send one of the two" in str(error)
+
+
 def test_requests_with_one_header_go_to_the_versions_of_their_ids(tmp_path: Path) -> None:
     for version in (1, 2):
         write_affine(tmp_path / "affine" / str(version))
