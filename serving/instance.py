@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 import traceback
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from slipway.serving.errors import (
     ServingError,
 )
 
-__all__ = ["Instance"]
+__all__ = ["Instance", "is_lack_of_memory"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ class Instance:
 
     def _translated(self, error: Exception) -> ServingError:
         device = self.device.torch_device
-        if _is_lack_of_memory(error):
+        if is_lack_of_memory(error):
             _forget_variables(error)
             return ResourceExhaustedError(
                 f"{self.subject} needs more memory for this request than {device} has left: "
@@ -132,16 +134,18 @@ class Instance:
         return InternalError(f"{self.subject} failed while running; the server's log has the cause")
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Returns whether the machine, or a device, had too little memory for something."""
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "DefaultCPUAllocator" in str(error)
+        # Torch's own allocations, and what it maps.
+        or (isinstance(error, RuntimeError) and os.strerror(errno.ENOMEM) in str(error))
         # So it is called if the host has none for the copies.
         or _cuda_code(error) == _CUDA_OUT_OF_MEMORY
     )
 
 
-def _cuda_code(error: Exception) -> int | None:
+def _cuda_code(error: BaseException) -> int | None:
     """Returns CUDA's number for an error, if it is one of CUDA's."""
     return getattr(error, "error_code", None) if isinstance(error, torch.AcceleratorError) else None
 

@@ -13,14 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from slipway.program import Program, ProgramError, load, verify
 from slipway.program.compiled import Execution, use_compiled, use_graphs, without_compiled
 from slipway.program.errors import CompiledCodeError
 from slipway.program.interpreter import use_interpreter
 from slipway.program.shards import Verification
 from slipway.serving.devices import Device
+from slipway.serving.instance import is_lack_of_memory
 from slipway.serving.model import Environment, Model, models_of
 from slipway.serving.signature import SignatureError
 from slipway.serving.versions import name_clash, weights_size
@@ -210,6 +209,8 @@ def _load_error(error: Exception, path: Path, name: str, version: int) -> LoadEr
     if isinstance(error, ProgramError | SignatureError):
         # A path of the server's is nobody's business who can reach its port.
         text = _without_paths(str(error), path)
+    elif is_lack_of_memory(error):
+        text = "there is too little memory to load it: serve fewer versions, or give it more"
     else:
         _LOGGER.error("cannot load model '%s' version %d", name, version, exc_info=error)
         text = f"{type(error).__name__} while loading; the server's log has the cause"
@@ -219,7 +220,7 @@ def _load_error(error: Exception, path: Path, name: str, version: int) -> LoadEr
 def _is_passing(error: BaseException | None) -> bool:
     """Returns whether something that the machine lacks, rather than the files, is the cause."""
     while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        if is_lack_of_memory(error):
             return True
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             return True

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,22 @@ def test_a_lack_of_the_machine_is_told_apart_from_a_fault_of_the_files(path: Pat
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert caught.value.is_passing
+
+
+def test_a_lack_of_memory_is_told_and_passes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch has an error of its own where weights cannot be copied, and one where not mapped."""
+    file = path / "large"
+    file.touch()
+    os.truncate(file, 2**43)
+    failures: list[Callable[[], object]] = [
+        lambda: torch.empty(2**60, dtype=torch.uint8),
+        lambda: [torch.UntypedStorage.from_file(str(file), False, 2**43) for _ in range(32)],
+    ]
+    for fail in failures:
+        monkeypatch.setattr("slipway.serving.loader.load", lambda *_, f=fail, **__: f())
+        with pytest.raises(LoadError, match=r"^there is too little memory to load it: ") as caught:
+            load(path)
+        assert caught.value.is_passing
 
 
 class SmallHost(Host):
