@@ -37,7 +37,7 @@ class Call(Answer):
 def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path, Environment())
     yield made
-    made.repository.close()
+    made.close()
 
 
 @pytest.fixture

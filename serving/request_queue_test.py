@@ -24,7 +24,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     root: Path = tmp_path_factory.mktemp("repository")
     made = Bench(root, Environment())
     yield made
-    made.repository.close()
+    made.close()
 
 
 def pending_of(bench: Bench, priority: int, length: int, rows: int) -> PendingRequest:

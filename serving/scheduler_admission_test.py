@@ -229,8 +229,7 @@ def test_who_is_refused_is_told_how_long_the_rows_that_wait_take(
         answer = bench.submit(affine(rows=8))
         bench.run()
         answer.wait()
-        while bench.model("affine").scheduler.running:
-            time.sleep(0)
+        bench.settle()
         seconds.append(time.monotonic() - started)
     busy = bench.occupy()
     waiting = bench.submit(affine(rows=8))
@@ -335,7 +334,7 @@ def test_who_has_gone_or_is_late_is_not_run_for_again(make_bench: MakeBench) -> 
     good.release()
     bad.wait()
     late.wait()
-    bench.repository.close()
+    bench.close()
     assert isinstance(late.error, DeadlineError)
     assert not gone.entered.is_set()
     assert sizes(bench, "lookup") == {1: 2}

@@ -250,7 +250,7 @@ def test_a_device_that_fails_answers_everyone_and_is_reported(
     failing(monkeypatch, torch.AcceleratorError("CUDA error"), above=2)
     answers = [bench.submit(affine()) for _ in range(3)]
     finish(bench, busy, answers)
-    assert reported.wait(60)
+    assert reported.is_set()
     assert all(isinstance(answer.error, DeviceError) for answer in answers)
 
 
@@ -268,5 +268,5 @@ def test_a_device_that_fails_while_requests_run_one_by_one_answers_the_rest(
     monkeypatch.setattr(Method, "run", run)
     answers = [bench.submit(affine()) for _ in range(3)]
     finish(bench, busy, answers)
-    assert reported.wait(60)
+    assert reported.is_set()
     assert all(isinstance(answer.error, DeviceError) for answer in answers)

@@ -217,7 +217,8 @@ def test_closing_waits_for_no_delay(make_bench: MakeBench) -> None:
     closing = threading.Thread(target=bench.repository.close)
     closing.start()
     waiting.wait()
-    closing.join()
+    closing.join(60)
+    assert not closing.is_alive()
 
 
 def test_a_batch_that_cannot_grow_is_not_kept_waiting(make_bench: MakeBench) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -25,6 +24,7 @@ from slipway.tests.serving.scheduling import (
     finish,
     sizes,
     spend_processor,
+    wait_until,
 )
 
 
@@ -42,8 +42,7 @@ def run_until_inline(bench: Bench) -> None:
         answer.wait()
         if answer.thread is threading.current_thread():
             return
-        while bench.model("affine").scheduler.running:  # what answered may not have ended yet
-            time.sleep(0)
+        bench.settle()
     pytest.fail("every batch was handed over")
 
 
@@ -75,8 +74,7 @@ def test_a_batch_that_waits_for_something_is_not_left_to_others_for_that(
         # By then it is known what batches take.
         if number > 20 and answers[0].thread is threading.current_thread():
             return
-        while bench.model("affine").scheduler.running:
-            time.sleep(0)
+        bench.settle()
     pytest.fail("every batch was handed over")
 
 
@@ -122,8 +120,7 @@ def test_batches_of_a_size_that_becomes_slow_are_left_to_others(
         answer = bench.submit(request.SerializeToString())
         bench.run()
         answer.wait()
-        while bench.model("affine").scheduler.running:
-            time.sleep(0)
+        bench.settle()
     assert answer.thread is not threading.current_thread()
 
 
@@ -136,14 +133,12 @@ def test_instances_that_are_free_divide_what_is_known_to_be_worth_a_thread(
 ) -> None:
     spend_processor(monkeypatch, lambda x: 5e-3 * x.shape[0])
     bench = make_bench(instances=2, batch_delay=1e-9)
-    scheduler = bench.model("affine").scheduler
 
     def wait_for(answers: Sequence[Answer]) -> None:
         bench.run()
         for answer in answers:
             answer.wait()
-        while scheduler.running:
-            time.sleep(0)
+        bench.settle()
 
     for _ in range(learned):
         wait_for([bench.submit(affine())])
@@ -156,15 +151,13 @@ def test_batches_that_take_a_while_are_left_to_others_unless_requests_come_one_a
 ) -> None:
     spend_processor(monkeypatch, lambda tensors: 1e-3)
     bench = make_bench(instances=2)
-    scheduler = bench.model("affine").scheduler
 
     def are_left(count: int, others: int = 0) -> bool:
         answers = [bench.submit(affine()) for _ in range(count)]
         bench.run()
         for answer in answers:
             answer.wait()
-        while scheduler.running > others:
-            time.sleep(0)
+        bench.settle(running=others)
         return all(answer.thread is not threading.current_thread() for answer in answers)
 
     run_until_inline(bench)
@@ -191,13 +184,10 @@ def test_whoever_ends_a_batch_takes_in_what_has_arrived_unless_enough_waits(
     busy = bench.occupy()
     bench.arrivals.connect(receive)
     busy.release()  # and nobody else has them run
-    until = time.monotonic() + 60
-    while len(answers) < 5:
-        assert time.monotonic() < until, "nobody took in what had arrived"
-        time.sleep(0)
+    wait_until(lambda: len(answers) == 5, "somebody who takes in what has arrived")
     for answer in answers:
         answer.wait()
-    bench.repository.close()
+    bench.close()
     assert sizes(bench) == {1: 2, 2: 2}
     # Not after the first batch of two, which left another.
     assert waiting == [0, 0, 0]
@@ -260,10 +250,17 @@ def test_closing_waits_for_what_the_receiving_thread_leaves_to_others(
     large = bench.submit(affine(rows=8))
     closing = threading.Thread(target=bench.repository.close)
     closing.start()
-    with pytest.raises(ClosedError):
-        while True:
-            with contextlib.suppress(DeadlineError):
-                bench.submit(affine(), expires_in=0)
+
+    def is_closed() -> bool:
+        try:
+            bench.submit(affine(), expires_in=0)
+        except ClosedError:
+            return True
+        except DeadlineError:
+            return False
+        raise AssertionError("a request was taken on though its time was over")
+
+    wait_until(is_closed, "the end of what is taken on")
     held.release()
     for thread in (receiving, closing):
         thread.join(60)

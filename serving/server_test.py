@@ -161,7 +161,7 @@ def test_calls_whose_message_does_not_come_keep_nobody_waiting(running: Running)
     is_over = threading.Event()
 
     def nothing() -> Iterator[bytes]:
-        is_over.wait()
+        is_over.wait(60)
         yield b""
 
     reflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -185,12 +185,12 @@ def test_a_message_that_does_not_come_does_not_hold_up_the_end(running: Running)
     is_over = threading.Event()
 
     def nothing() -> Iterator[bytes]:
-        is_over.wait()
+        is_over.wait(60)
         yield b""
 
     infer = "/inference.GRPCInferenceService/ModelInfer"
     paths = [infer, "/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Watch"]
-    calls = [running.channel.stream_stream(path)(nothing()) for path in paths]
+    calls = [running.channel.stream_stream(path)(nothing(), timeout=120) for path in paths]
     assert running.infer().outputs  # they have arrived by now
     started = time.monotonic()
     assert running.server.drain(60)
@@ -308,7 +308,7 @@ def test_calls_that_have_arrived_are_taken_in_before_the_server_stops(
 
     def submit(self: Scheduler, pending: PendingRequest) -> None:
         taken.append(pending)
-        may_go_on.wait()  # in the thread that receives
+        assert may_go_on.wait(60)  # in the thread that receives
         original(self, pending)
 
     monkeypatch.setattr(Scheduler, "submit", submit)
@@ -395,7 +395,7 @@ def test_health_lists_the_server_and_its_models(running: Running) -> None:
 def test_bytes_that_are_no_health_request_are_the_callers_mistake(
     running: Running, method: str
 ) -> None:
-    call = running.channel.unary_stream(f"/grpc.health.v1.Health/{method}")(b"\xff")
+    call = running.channel.unary_stream(f"/grpc.health.v1.Health/{method}")(b"\xff", timeout=60)
     with pytest.raises(grpc.RpcError) as caught:
         next(call)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -417,9 +417,9 @@ def test_a_tool_that_is_open_does_not_hold_up_the_end(running: Running) -> None:
 
     def ask() -> Iterator[bytes]:
         yield reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
-        is_over.wait()
+        is_over.wait(60)
 
-    stream = running.channel.stream_stream(path)(ask())
+    stream = running.channel.stream_stream(path)(ask(), timeout=120)
     answer = reflection_pb2.ServerReflectionResponse.FromString(next(stream))
     names = {service.name for service in answer.list_services_response.service}
     assert "inference.GRPCInferenceService" in names

@@ -45,7 +45,8 @@ def require_another_start(folder: Path, written: bytes, number: str = "signal.SI
     finally:
         os.close(fifo)
         stop.set()
-        running.join()
+        running.join(30)
+        assert not running.is_alive()
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,7 @@ def test_a_worker_that_goes_on_ending_waits_twice_as_long_each_time(
     running = threading.Thread(
         target=Supervisor([sys.executable, "-c", script, str(starts)], 1, grace_seconds=0.0).run,
         args=[stop],
+        daemon=True,
     )
     running.start()
     times: list[float] = []
@@ -110,7 +112,8 @@ def test_a_worker_that_goes_on_ending_waits_twice_as_long_each_time(
             times = list(map(float, starts.read_text().split())) if starts.exists() else []
     finally:
         stop.set()
-        running.join()
+        running.join(30)
+        assert not running.is_alive()
     # What it said it waited, and that it did: how long a process takes to start nobody knows.
     for index, pause in enumerate(pauses):
         assert caplog.messages[index].endswith(f"it is started again in {pause:g} seconds")
@@ -154,5 +157,6 @@ sys.stdin.read()
         printed = capfd.readouterr().out
         time.sleep(0.01)
     stop.set()
-    running.join()
+    running.join(30)
+    assert not running.is_alive()
     assert printed + capfd.readouterr().out == "slipway: serving it\n"

@@ -135,7 +135,7 @@ def test_each_dimension_of_an_input_is_padded_with_its_own_value(tmp_path: Path)
         answer.wait()
         np.testing.assert_allclose(answer.outputs["y"], x.max(2).sum(1), rtol=1e-5)
     assert set(bench.model("peaks").statistics.batch_sizes()) != {1, 2}  # some were joined
-    bench.repository.close()
+    bench.close()
 
 
 def peaks(x: np.ndarray[Any, Any]) -> bytes:

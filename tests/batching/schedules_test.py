@@ -199,7 +199,7 @@ class Schedules(RuleBasedStateMachine):
             self.bench.run(name)
         for answer in self.busy:
             answer.release()
-        self.bench.repository.close()
+        self.bench.close()
         taken = [sent for sent in self.sent if not sent.was_refused]
         for sent in taken:
             self._check(sent)
@@ -262,7 +262,7 @@ def test_threads_that_bring_requests_at_the_same_time(
     start = threading.Barrier(len(schedules))
 
     def bring(requests: list[tuple[Wanted, PendingRequest]], done: list[Any]) -> None:
-        start.wait()
+        start.wait(60)
         for wanted, pending in requests:
             try:
                 pending.request.plan.model.scheduler.submit(pending)
@@ -272,14 +272,15 @@ def test_threads_that_bring_requests_at_the_same_time(
             bench.run(wanted.model)
 
     threads = [
-        threading.Thread(target=bring, args=(requests, done))
+        threading.Thread(target=bring, args=(requests, done), daemon=True)
         for requests, done in zip(prepared, answers, strict=True)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    bench.repository.close()
+        thread.join(60)
+        assert not thread.is_alive()
+    bench.close()
     assert problems == []
     for done in answers:
         for wanted, answer in done:

@@ -121,7 +121,7 @@ def test_health_does_not_wait_for_models(scene: Scene, stub: health_pb2_grpc.Hea
         for _ in range(30):
             infer(power_request(4).SerializeToString(), timeout=60)
         slow = power_request(1024).SerializeToString()
-        calls = [infer.future(slow) for _ in range(4)]
+        calls = [infer.future(slow, timeout=60) for _ in range(4)]
         answers = 0
         while not calls[0].done():
             assert status(stub, "power") == SERVING

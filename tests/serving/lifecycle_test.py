@@ -47,7 +47,7 @@ def test_a_signal_lets_requests_finish_and_exits_with_0(
             "/inference.GRPCInferenceService/ModelInfer",
             request_serializer=type(slow).SerializeToString,
         )
-        calls = [infer.future(slow) for _ in range(3)]
+        calls = [infer.future(slow, timeout=120) for _ in range(3)]
         # Once one is answered the others have arrived: they were sent while it ran.
         next(item for item in calls if item.result())
         server.process.send_signal(number)
@@ -119,7 +119,7 @@ def test_a_second_signal_ends_it_at_once(
                 "/inference.GRPCInferenceService/ModelInfer",
                 request_serializer=type(slow).SerializeToString,
             )
-            calls = [infer.future(slow) for _ in range(10)]
+            calls = [infer.future(slow, timeout=120) for _ in range(10)]
             next(item for item in calls if item.result())
             os.kill(server, signal.SIGTERM)
             assert any("draining" in line for line in process.stderr)
@@ -130,7 +130,9 @@ def test_a_second_signal_ends_it_at_once(
 
 def test_a_watch_sees_the_server_drain_and_does_not_hold_it_up(repository: Path) -> None:
     with ServerProcess(repository) as server, grpc.insecure_channel(server.address) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), timeout=60
+        )
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         server.process.terminate()
         # The end of the watch may overtake the last status.
@@ -157,7 +159,7 @@ def test_requests_that_outlast_the_grace_period_are_cut_off(
             "/inference.GRPCInferenceService/ModelInfer",
             request_serializer=type(slow).SerializeToString,
         )
-        calls = [infer.future(slow) for _ in range(count)]
+        calls = [infer.future(slow, timeout=120) for _ in range(count)]
         next(item for item in calls if item.result())
         server.process.terminate()
         failed = [item for item in calls if item.exception() is not None]

@@ -28,6 +28,11 @@ from slipway.serving.request_reader import RequestReader
 from slipway.serving.scheduler import SchedulingOptions
 from slipway.tests.serving import programs
 
+_WAIT_SECONDS = 30
+"""How long what must happen may take on a machine that has much else to do."""
+
+_thread_died = threading.Event()
+
 
 class Answer:
     """A Reply that keeps what it is given, and may hold up the thread that gives it.
@@ -69,14 +74,14 @@ class Answer:
         self._released.set()
 
     def wait(self) -> None:
-        assert self.entered.wait(60), "no answer came"
+        wait_until(lambda: self.entered.wait(0.1), "an answer")
 
     def _finish(self) -> None:
         with self._lock:
             assert not self.entered.is_set(), "answered twice"
             self.thread = threading.current_thread()
             self.entered.set()
-        assert self._released.wait(60)
+        assert self._released.wait(_WAIT_SECONDS)
 
 
 class Bench:
@@ -132,12 +137,23 @@ class Bench:
         while self.model(name).scheduler.run_pending():
             pass
 
+    def settle(self, name: str = "affine", running: int = 0) -> None:
+        """Waits until no more batches are run: what has answered may not have ended yet."""
+        scheduler = self.model(name).scheduler
+        wait_until(lambda: scheduler.running <= running, "the end of a batch")
+
     def occupy(self, name: str = "affine") -> Answer:
         """Keeps an instance busy until the answer that is returned is released."""
         answer = self.submit(small_request(name), Answer(is_held=True))
         self.run(name)
         answer.wait()
         return answer
+
+    def close(self) -> None:
+        """Has what was submitted answered, and ends the threads."""
+        closing = threading.Thread(target=self.repository.close, daemon=True)
+        closing.start()
+        wait_until(lambda: not closing.is_alive(), "the end of the models' threads")
 
 
 MakeBench = Callable[..., Bench]
@@ -158,10 +174,30 @@ def benches(root: Path) -> Iterator[MakeBench]:
         made.append(Bench(root, environment))
         return made[-1]
 
-    yield make
-    for bench in made:
-        bench.repository.close()
-        assert not bench.memory.used
+    usual = threading.excepthook
+
+    def note(arguments: threading.ExceptHookArgs) -> None:
+        _thread_died.set()
+        usual(arguments)
+
+    _thread_died.clear()
+    threading.excepthook = note
+    try:
+        yield make
+        for bench in made:
+            bench.close()
+            assert not bench.memory.used
+    finally:
+        threading.excepthook = usual
+
+
+def wait_until(is_met: Callable[[], bool], what: str) -> None:
+    """Waits for something that other threads do, as long as none of them has failed."""
+    until = time.monotonic() + _WAIT_SECONDS
+    while not is_met():
+        assert not _thread_died.is_set(), f"waiting for {what}, and a thread has ended by an error"
+        assert time.monotonic() < until, f"waited {_WAIT_SECONDS} seconds for {what}"
+        time.sleep(1e-3)
 
 
 def sizes(bench: Bench, name: str = "affine") -> dict[int, int]:
@@ -180,7 +216,7 @@ def finish(bench: Bench, busy: Answer, answers: Sequence[Answer], name: str = "a
     busy.release()
     for answer in answers:
         answer.wait()
-    bench.repository.close()
+    bench.close()
 
 
 def spend_processor(
