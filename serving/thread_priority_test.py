@@ -1,13 +1,37 @@
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import re
+import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pytest
 
 from slipway.serving.thread_priority import give_way, run_at_once
+
+_T = TypeVar("_T")
+
+
+def in_thread(function: Callable[[], _T]) -> _T:
+    """Calls a function in a thread of its own, whose priority ends with it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def scheduling() -> tuple[int, ...]:
+    """Returns policy, flags, nice value, priority and slice of this thread, as Linux has them."""
+    number = {"x86_64": 315, "aarch64": 275}.get(platform.machine())  # sched_getattr(2)
+    if number is None:
+        pytest.skip("nothing is asked for on other processors")
+    layout = "=IIQiIQQQ"
+    attributes = ctypes.create_string_buffer(struct.calcsize(layout))
+    assert ctypes.CDLL(None).syscall(number, 0, attributes, len(attributes), 0) == 0
+    return struct.unpack(layout, attributes)[1:6]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +63,28 @@ def test_a_thread_gives_way_once_and_others_stay_as_they_were() -> None:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     before = usual()
-    with ThreadPoolExecutor(1) as pool:
-        own = pool.submit(give_way_twice).result()
+    own = in_thread(give_way_twice)
     assert own == min(before + 7, 19)
     assert usual() == before
+
+
+def test_a_thread_that_is_to_run_at_once_asks_for_short_slices_and_for_nothing_else() -> None:
+    def run() -> tuple[tuple[int, ...], tuple[int, ...]]:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        before = scheduling()
+        run_at_once()
+        return before, scheduling()
+
+    (policy, _, nice, priority, usual), after = in_thread(run)
+    assert after[:4] == (policy, 1, nice, priority)  # the flag: its children do not take after it
+    is_told = tuple(map(int, re.findall(r"\d+", platform.release())[:2])) >= (6, 12)
+    assert after[4] == (100_000 if is_told else usual)
+
+
+def test_a_thread_of_another_policy_keeps_it() -> None:
+    def run() -> int:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        run_at_once()
+        return os.sched_getscheduler(0)
+
+    assert in_thread(run) == os.SCHED_BATCH
