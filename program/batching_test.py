@@ -262,6 +262,9 @@ HOSTILE: dict[str, Callable[[pb.Batching], None]] = {
     "padding of the rows": _set("paddings.0.symbol", 0),
     "padding of no input": _set("paddings.0.values.0.input", "nothing"),
     "padding twice": _set("paddings.0.values.0.input", "mask"),
+    "padding twice, of all inputs": lambda message: message.paddings[0].values.append(
+        message.paddings[0].values[0]
+    ),
     "padding with text": _set("paddings.0.values.0.value.string", "0"),
     "padding with nothing": lambda message: message.paddings[0].values[0].value.Clear(),
 }

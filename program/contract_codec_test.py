@@ -88,6 +88,8 @@ EVERYTHING = Contract(
         Relation(Comparison(">", A, B), ""),
     ),
     batch_symbol=0,
+    contiguous=True,
+    notes=("a note", "ещё одна"),
 )
 
 SMALL = Contract(
@@ -137,6 +139,20 @@ def _set_size(expression: pb.Expression) -> Callable[[pb.Contract], None]:
     return lambda message: message.inputs[0].tensor.shape[0].CopyFrom(expression)
 
 
+def _set_result(expression: pb.Expression) -> Callable[[pb.Contract], None]:
+    return lambda message: message.outputs[0].tensor.shape[0].CopyFrom(expression)
+
+
+def _set_keywords(*keys: pb.Constant) -> Callable[[pb.Contract], None]:
+    def change(message: pb.Contract) -> None:
+        for number, key in enumerate(keys):
+            message.inputs.add(name=f"keyword_{number}").constant.none.SetInParent()
+            message.input_tree.children[1].children.add(kind=pb.Tree.LEAF)
+            message.input_tree.children[1].keys.append(key)
+
+    return change
+
+
 def _set_condition(condition: pb.Condition) -> Callable[[pb.Contract], None]:
     return lambda message: message.relations[0].condition.CopyFrom(condition)
 
@@ -174,9 +190,9 @@ def _hostile() -> dict[str, Callable[[pb.Contract], object]]:
             .tensor.shape[0]
             .CopyFrom(pb.Expression(modulo=Pair(left=UNKNOWN, right=ONE)))
         ),
-        "no operands": _set_size(pb.Expression(add=Operands())),
-        "one operand": _set_size(pb.Expression(maximum=Operands(operands=[ONE]))),
-        "half a pair": _set_size(pb.Expression(floor_divide=Pair(left=ONE))),
+        "no operands": _set_result(pb.Expression(add=Operands())),
+        "one operand": _set_result(pb.Expression(maximum=Operands(operands=[ONE]))),
+        "half a pair": _set_result(pb.Expression(floor_divide=Pair(left=ONE))),
         "no binder": _set_size(pb.Expression(constant=4)),
         "unbound symbol": lambda message: message.symbols.add(name="other"),
         "condition of no kind": _set_condition(pb.Condition()),
@@ -206,6 +222,10 @@ def _hostile() -> dict[str, Callable[[pb.Contract], object]]:
         "two inputs of one name": lambda message: message.inputs.add(
             name="x"
         ).constant.none.SetInParent(),
+        "two outputs of one name": lambda message: (
+            _set_fields(pb.Tree.RECORD, "first", "second")(message),
+            setattr(message.outputs[1], "name", "out_0"),
+        ),
         "more inputs than leaves": lambda message: message.inputs.add(
             name="y"
         ).constant.none.SetInParent(),
@@ -224,6 +244,8 @@ def _hostile() -> dict[str, Callable[[pb.Contract], object]]:
         "key of a kind of its own": lambda message: setattr(
             message.input_tree.children[1].keys.add(), "floating", 0.5
         ),
+        "key that is a boolean": _set_keywords(pb.Constant(boolean=True)),
+        "two keys of one name": _set_keywords(pb.Constant(string="k"), pb.Constant(string="k")),
         "arguments that are a list": lambda message: setattr(
             message.input_tree.children[0], "kind", pb.Tree.LIST
         ),
@@ -249,6 +271,12 @@ def test_a_hostile_message_is_corrupt(name: str) -> None:
     with pytest.raises(CorruptProgramError) as caught:
         contract_from_proto(message)
     assert len(str(caught.value)) > 20
+
+
+def test_keys_may_be_text_and_numbers() -> None:
+    message = contract_to_proto(SMALL)
+    _set_keywords(pb.Constant(string="k"), pb.Constant(integer=1))(message)
+    assert contract_from_proto(message).input_tree.children[1].keys == ("k", 1)
 
 
 def test_nesting_is_read_as_deep_as_protobuf_itself_goes() -> None:

@@ -215,6 +215,19 @@ def test_what_is_kept_of_headers_has_a_bound(reader: RequestReader, size: int, c
         tracemalloc.stop()
 
 
+def test_what_is_kept_of_answers_has_a_bound(reader: RequestReader) -> None:
+    request = reader.read(good().SerializeToString())
+    outputs = len(request.plan.outputs)
+    tracemalloc.start()
+    try:
+        for rows in range(20_000):
+            request.response([(rows, 3)] * outputs, [memoryview(b"")] * outputs)
+        # All would be several megabytes.
+        assert tracemalloc.get_traced_memory()[0] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("entries", [1, 3])
 def test_raw_entries_must_be_as_many_as_inputs(reader: RequestReader, entries: int) -> None:
     request = good()

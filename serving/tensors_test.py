@@ -122,6 +122,26 @@ def test_typed_contents_are_the_same_tensor_as_raw(
     assert encode(tensor) == values.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [
+        ("bool_contents", ["BOOL"]),
+        ("int_contents", ["INT8", "INT16", "INT32"]),
+        ("int64_contents", ["INT64"]),
+        ("uint_contents", ["UINT8", "UINT16", "UINT32"]),
+        ("uint64_contents", ["UINT64"]),
+        ("fp32_contents", ["FP32"]),
+        ("fp64_contents", ["FP64"]),
+    ],
+)
+def test_typed_contents_are_in_the_field_that_the_protocol_says(
+    field: str, names: list[str]
+) -> None:
+    for name in names:
+        (tensor,) = decode(typed_request(name, (2,), **{field: [0, 1]}))
+        assert tensor.tolist() == [0, 1]
+
+
 def test_a_decoded_tensor_can_be_written_to_without_changing_the_request() -> None:
     for raw in (b"\x07", b"\x07" * 64):
         request = raw_request("UINT8", (len(raw),), raw)
@@ -167,6 +187,11 @@ def test_shapes_beyond_the_address_space_are_refused(shape: tuple[int, ...]) -> 
     text = refusal(lambda: read_headers("m", request))
     assert "byte size for input 'x' exceeds maximum size of 9223372036854775807" in text
     assert len(text) < 1000
+
+
+def test_the_largest_shape_is_left_to_the_check_of_its_contents() -> None:
+    text = refusal(lambda: decode(raw_request("UINT8", (2**63 - 1,), b"")))
+    assert "takes 9223372036854775807 bytes, got 0" in text
 
 
 # To multiply the sizes of the second would take minutes.

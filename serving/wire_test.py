@@ -136,8 +136,26 @@ def test_tensors_are_views_of_the_message() -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [b"\x3a", b"\x3a\x05ab", b"\x3a" + b"\xff" * 11, b"\x0b\x0c", b"\x0f", b"\xba" + b"\x80" * 5],
-    ids=["no size", "cut off", "endless size", "group", "no wire type", "endless tag"],
+    [
+        b"\x3a",
+        b"\x3a\x05ab",
+        b"\x3a" + b"\xff" * 11,
+        b"\x3a" + b"\x80" * 10 + b"\0",
+        b"\x0b\x0c",
+        b"\x0f",
+        b"\xba" + b"\x80" * 5,
+        b"\xba" + b"\x80" * 4 + b"\0\0",
+    ],
+    ids=[
+        "no size",
+        "cut off",
+        "endless size",
+        "size of eleven bytes",
+        "group",
+        "no wire type",
+        "endless tag",
+        "tag of six bytes",
+    ],
 )
 def test_what_is_no_message_is_refused(message: bytes) -> None:
     with pytest.raises(InvalidRequestError, match=r"bytes received are no inference.ModelInfer"):
