@@ -34,7 +34,12 @@ from slipway.program.errors import (
     Violation,
 )
 from slipway.program.expressions import Constant, SymbolReference
-from slipway.program.graph_codec import GraphEncodingError, OperatorTable, graph_to_proto
+from slipway.program.graph_codec import (
+    GraphEncodingError,
+    OperatorTable,
+    check_graph_size,
+    graph_to_proto,
+)
 from slipway.program.operators import operator_name, operator_schema, resolve_operator
 from slipway.program.scalar_types import ScalarType
 from slipway.program.torch_types import to_torch
@@ -573,16 +578,26 @@ def test_a_hostile_graph_is_corrupt(
 
 
 @pytest.mark.parametrize("part", ["nodes", "inputs", "outputs", "subgraphs"])
+@pytest.mark.parametrize("in_subgraph", [False, True])
 def test_a_graph_that_is_larger_than_any_is_refused_before_it_is_built(
-    saved: Path, part: str
+    saved: Path, part: str, in_subgraph: bool
 ) -> None:
     def change(index: pb.WeightsIndex, graph: pb.ProgramGraph) -> None:
-        items = getattr(graph.methods[0], part)
+        large = graph.methods[0].subgraphs.add() if in_subgraph else graph.methods[0]
+        items = getattr(large, part)
         items.extend([type(items.add())()] * (2**12 if part == "subgraphs" else 2**18))
 
     rewrite(saved, change)
     with pytest.raises(CorruptProgramError, match="262144 and 4096 are allowed"):
         load(saved)
+
+
+def test_a_graph_may_be_as_large_as_is_said() -> None:
+    largest = pb.ProgramGraph(methods=[pb.Graph(nodes=[pb.Node()] * 2**18)])
+    check_graph_size(largest)
+    largest.operators.add()
+    with pytest.raises(CorruptProgramError, match="262145 nodes"):
+        check_graph_size(largest)
 
 
 @pytest.mark.parametrize(

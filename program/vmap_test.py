@@ -113,6 +113,19 @@ def test_a_call_that_fails_in_a_dimension_leaves_it(in_subgraph: bool) -> None:
     assert torch.equal(torch.ones(3, 4) + 1, torch.full((3, 4), 2.0))
 
 
+def test_only_subgraphs_of_its_own_graph_are_run_and_by_nothing_else() -> None:
+    inner = graph([NEGATE], operand=True)
+    assert torch.equal(program(graph([RUN], inner))(torch.ones(3, 4)), -torch.ones(3, 4))
+    outer = graph([RUN], operand=True)  # its own subgraphs are none
+    for method in (graph([RUN]), graph([RUN], outer)):
+        with pytest.raises(CorruptProgramError, match="none of its graph's subgraphs"):
+            program(method)
+    method = graph([NEGATE], inner)
+    method.nodes[0].arguments[0].subgraph = 0
+    with pytest.raises(CorruptProgramError, match="uses a subgraph as a value"):
+        program(method)
+
+
 def test_a_call_within_vmap_leaves_that_as_it_was() -> None:
     failing = program(graph([ENTER, ADD, FAIL, REMOVE, LEAVE]))
 
