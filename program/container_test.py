@@ -324,3 +324,5 @@ def test_a_program_that_nobody_would_read_is_not_written(tmp_path: Path) -> None
     with pytest.raises(ProgramError, match="the graph section has"):
         write_container(tmp_path, replace(container(CONTRACT), graph=bytes(2**25 + 1)))
     assert not list(tmp_path.iterdir())
+    write_container(tmp_path, replace(container(CONTRACT), graph=bytes(2**25)))
+    assert len(read_container(tmp_path).graph) == 2**25

@@ -592,6 +592,29 @@ def test_a_graph_that_is_larger_than_any_is_refused_before_it_is_built(
         load(saved)
 
 
+def test_a_subgraph_that_several_nodes_run_is_kept_once() -> None:
+    def part(target: Callable[..., Any]) -> fx.GraphModule:
+        graph = fx.Graph()
+        graph.output(graph.call_function(target, (graph.placeholder("x"),)))
+        return fx.GraphModule({}, graph)
+
+    root = torch.nn.Module()
+    root.negative, root.absolute = (
+        part(torch.ops.aten.neg.default),
+        part(torch.ops.aten.abs.default),
+    )
+    graph = fx.Graph(root)  # type: ignore[arg-type]
+    x = graph.placeholder("x")
+    run = torch.ops.higher_order.wrap_with_set_grad_enabled
+    for name in ("negative", "negative", "absolute"):
+        x = graph.call_function(run, (False, graph.get_attr(name), x))
+    graph.output((x,))
+    inputs = {"x": pb.GraphInput(input=0)}
+    message = graph_to_proto(graph, inputs, [x], OperatorTable.of_graphs([graph]))
+    assert [node.arguments[1].subgraph for node in message.nodes] == [0, 0, 1]
+    assert len(message.subgraphs) == 2
+
+
 def test_a_graph_may_be_as_large_as_is_said() -> None:
     largest = pb.ProgramGraph(methods=[pb.Graph(nodes=[pb.Node()] * 2**18)])
     check_graph_size(largest)

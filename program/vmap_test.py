@@ -124,6 +124,11 @@ def test_only_subgraphs_of_its_own_graph_are_run_and_by_nothing_else() -> None:
     method.nodes[0].arguments[0].subgraph = 0
     with pytest.raises(CorruptProgramError, match="uses a subgraph as a value"):
         program(method)
+    for count in (0, 2):
+        del inner.outputs[:]
+        inner.outputs.extend([pb.Argument(value=0)] * count)
+        with pytest.raises(CorruptProgramError, match=f"with one output has {count}"):
+            program(graph([RUN], inner))
 
 
 def test_a_call_within_vmap_leaves_that_as_it_was() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from slipway.program.errors import CorruptProgramError, DigestMismatchError
+from slipway.program.shards import shard_snapshot
 from slipway.program.weights import read_weights, write_weights
 from slipway.proto import program_pb2 as pb
 
@@ -99,3 +101,27 @@ def test_weights_on_the_cpu_are_the_mapped_file(tmp_path: Path) -> None:
     assert len(tensors) == len(TENSORS)
     for tensor in tensors:
         assert any(low <= tensor.data_ptr() < high for low, high in mapped)
+
+
+def test_no_copy_of_the_files_stays_open(tmp_path: Path) -> None:
+    index = write_weights(tmp_path, TENSORS, 840)
+    before = os.listdir("/proc/self/fd")
+    tensors = read_weights(tmp_path, index, CPU, snapshot=True)
+    assert os.listdir("/proc/self/fd") == before
+    for tensor, original in zip(tensors, TENSORS.values(), strict=True):
+        assert torch.equal(tensor, original)
+    index.shards[0].sha256 = b""
+    with pytest.raises(DigestMismatchError):
+        read_weights(tmp_path, index, CPU, snapshot=True)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_file_that_becomes_shorter_while_it_is_copied_is_corrupt(tmp_path: Path) -> None:
+    (shard,) = write_weights(tmp_path, TENSORS).shards
+    path = tmp_path / "weights" / shard.file
+    path.write_bytes(path.read_bytes()[:-3])
+    with (
+        pytest.raises(CorruptProgramError, match="became 3 bytes shorter while it was read"),
+        shard_snapshot(path, shard, "sizes"),
+    ):
+        pass
