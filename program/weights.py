@@ -99,13 +99,12 @@ def storage_problem(tensor: torch.Tensor) -> str | None:
 
 
 def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the tensors, each as one block of memory of its own, as a file holds them."""
+    """Returns the tensors, contiguous and no two in one block of memory, as a file takes them."""
     separate: dict[str, torch.Tensor] = {}
     blocks: set[int] = set()
     for name, tensor in tensors.items():
         plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        block = plain.untyped_storage()
-        if block.nbytes() != plain.nbytes or block.data_ptr() in blocks:
+        if plain.untyped_storage().data_ptr() in blocks:
             plain = plain.clone()
         blocks.add(plain.untyped_storage().data_ptr())
         separate[name] = plain
