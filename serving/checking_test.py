@@ -70,3 +70,27 @@ def test_it_warns_of_models_to_load_where_all_are_loaded(
     assert text in capsys.readouterr().err
     assert not problems(tmp_path, "--load-model=a", "--model-control=explicit")
     assert "load_model" not in capsys.readouterr().err
+
+
+def test_it_warns_of_models_that_are_not_there_unless_they_must_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_affine(tmp_path / "a" / "1")
+    assert not problems(tmp_path, "--load-model=b")
+    text = "load_model names 'b', which the repository does not have"
+    assert text in capsys.readouterr().err
+    (problem,) = problems(tmp_path, "--load-model=b", "--model-control=explicit")
+    assert "has no model b to load" in problem
+
+
+def test_it_warns_of_labels_of_versions_that_are_there_and_not_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, path = tmp_path / "repository", tmp_path / "server.toml"
+    for version in ("1", "2"):
+        write_affine(root / "a" / version)
+    path.write_text("[models.a]\nlabels = { stable = 1, canary = 2 }\n")
+    assert not problems(root, f"--config={path}", "--version-policy=latest:1")
+    text = "the label 'stable' of model 'a' is version 1, which is not served; the versions that"
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "label" in line]
+    assert text in warning

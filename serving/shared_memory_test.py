@@ -58,17 +58,20 @@ def test_a_place_is_not_negative(path: Path, offset: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "offset", "message"),
+    ("name", "offset", "size", "message"),
     [
-        ("", 0, "needs a name"),
-        ("r", 5, "which has 16 bytes"),
-        ("r", 2**64 - 1, "which has 16 bytes"),
+        ("", 0, 12, "needs a name"),
+        ("r", 5, 12, "which has 16 bytes"),
+        ("r", 2**64 - 1, 12, "which has 16 bytes"),
+        ("r", 0, 0, "must have one byte at least"),
     ],
 )
-def test_what_cannot_be_registered(path: Path, name: str, offset: int, message: str) -> None:
+def test_what_cannot_be_registered(
+    path: Path, name: str, offset: int, size: int, message: str
+) -> None:
     regions = SharedMemoryRegions()
     with pytest.raises(InvalidRequestError, match=message):
-        regions.register(name, path.name, offset, 12)
+        regions.register(name, path.name, offset, size)
     assert regions.find("") == []
 
 
