@@ -15,6 +15,7 @@ from typing import Literal
 
 from slipway.program import Program, ProgramError, load, verify
 from slipway.program.compiled import Execution, use_compiled, use_graphs, without_compiled
+from slipway.program.container import load_contracts
 from slipway.program.errors import CompiledCodeError
 from slipway.program.interpreter import use_interpreter
 from slipway.program.shards import Verification
@@ -22,7 +23,7 @@ from slipway.serving.devices import Device
 from slipway.serving.instance import is_lack_of_memory
 from slipway.serving.model import Environment, Model, models_of
 from slipway.serving.signature import SignatureError
-from slipway.serving.versions import name_clash, weights_size
+from slipway.serving.versions import name_clash, served_name, weights_size
 
 __all__ = ["CompiledUse", "GraphEngine", "LoadError", "Loader"]
 
@@ -129,6 +130,11 @@ class Loader:
         device = self._device(name)
         models: list[Model] = []
         try:
+            # Before anything that takes long: it is tried at every look at the repository.
+            methods = load_contracts(path)
+            for method in methods:
+                if is_taken(clients_name := served_name(name, method, methods)):
+                    raise _NameTakenError(name_clash(clients_name))
             program = load(
                 path,
                 device.torch_device,
@@ -139,9 +145,6 @@ class Loader:
             execution = device.prepare(partial(self._choose_execution, program, path, name))
             _LOGGER.info("model '%s' version %d runs as %s", name, version, execution)
             models = models_of(program, name, version, device, self.environment, execution)
-            for model in models:
-                if is_taken(model.name):
-                    raise SignatureError(name_clash(model.name))
             for model in models:
                 if model.name in recent:
                     model.executor.warm_up(recent[model.name].executor.recent_bindings)
@@ -205,6 +208,10 @@ class Loader:
         return "run by Python"
 
 
+class _NameTakenError(SignatureError):
+    """A method's name means another model, which may go."""
+
+
 def _load_error(error: Exception, path: Path, name: str, version: int) -> LoadError:
     if isinstance(error, ProgramError | SignatureError):
         # A path of the server's is nobody's business who can reach its port.
@@ -218,9 +225,9 @@ def _load_error(error: Exception, path: Path, name: str, version: int) -> LoadEr
 
 
 def _is_passing(error: BaseException | None) -> bool:
-    """Returns whether something that the machine lacks, rather than the files, is the cause."""
+    """Returns whether something else than the files is the cause, such as a lack of memory."""
     while error is not None:
-        if is_lack_of_memory(error):
+        if isinstance(error, _NameTakenError) or is_lack_of_memory(error):
             return True
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             return True

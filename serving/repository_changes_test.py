@@ -204,6 +204,20 @@ def test_a_model_that_is_taken_away_is_unknown_and_the_server_stays_ready(
     assert following.repository.is_ready()
 
 
+def test_a_name_that_another_model_had_can_be_taken_once_that_has_gone(root: Path) -> None:
+    write_affine(root / "affine.more" / "1")
+    write_affine(root / "affine" / "2", methods=["forward", "more"])
+    following = Following(root)
+    following.look()
+    assert "is the name of another model" in following.lines()[2][1]
+    assert following.repository.find("affine.more", "").version == 1
+    shutil.rmtree(root / "affine.more")
+    following.look(3)
+    assert following.lines()[2] == (State.READY, "")
+    assert following.repository.find("affine.more", "").version == 2
+    following.repository.close()
+
+
 def test_a_model_that_comes_later_is_served(following: Following) -> None:
     write_affine(following.root / "late" / "4")
     following.look()
