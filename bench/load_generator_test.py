@@ -123,7 +123,7 @@ def test_an_open_loop_tells_refused_from_expired_and_lost() -> None:
         if data == b"refuse":
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
         if data == b"hold":
-            hold.wait()
+            hold.wait(60)
         return data
 
     mixed = [echoed(data) for data in (b"good", b"refuse", b"hold")]

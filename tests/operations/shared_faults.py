@@ -137,9 +137,8 @@ def dying_clients(scene: Scene) -> None:
             calls = [channel.unary_unary(INFER).future(message) for _ in range(2)]
             slow = power_request(512).SerializeToString()
             calls += [channel.unary_unary(INFER).future(slow) for _ in range(3)]
-            calls.append(
-                channel.unary_unary(INFER).future(affine_request("dying").SerializeToString())
-            )
+            quick = affine_request("dying").SerializeToString()
+            calls.append(channel.unary_unary(INFER).future(quick, timeout=60))
             calls[-1].exception()
             calls[2].cancel()
             proxy.cut()

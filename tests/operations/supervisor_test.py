@@ -90,7 +90,9 @@ def test_metrics_do_not_take_the_port_of_requests(tmp_path: Path) -> None:
     flags = ("--processes=2", f"--metrics-port={port}", f"--port={port + 1}")
     with running(tmp_path, *flags) as scene:
         for number in (port, port + 2):
-            with urllib.request.urlopen(f"http://127.0.0.1:{number}/readyz") as response:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{number}/readyz", timeout=60
+            ) as response:
                 assert response.read() == b"ready\n"
         scene.probe()
 

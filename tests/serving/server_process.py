@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -47,8 +48,11 @@ class ServerProcess:
             text=True,
         )
         assert self.process.stdout is not None
-        # Ends without a line if the process does.
+        # Ends without a line if the process does, and that ends if it gets stuck.
+        limit = threading.Timer(120, self.process.kill)
+        limit.start()
         self.ready_line = self.process.stdout.readline()
+        limit.cancel()
         if not self.ready_line:
             raise RuntimeError(f"the server ended with exit code {self.process.wait()}")
         self.address = self.ready_line.split()[-1]
