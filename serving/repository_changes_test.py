@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import threading
 import time
@@ -275,7 +276,44 @@ def test_a_version_that_memory_does_not_suffice_for_is_tried_again(
         assert following.default.version == 1
         assert "and 0 are free" in following.lines()[2][1]
     following.look(1)
-    assert following.default.version == 2
+    loaded = following.default
+    assert loaded.version == 2
+    following.look()
+    assert following.default is loaded  # and is not loaded again and again
+
+
+def test_what_is_asked_for_is_tried_again_though_its_files_look_the_same(
+    following: Following,
+) -> None:
+    write_affine(following.root / "affine" / "2")
+    program = following.root / "affine" / "2" / "program.pb"
+    content, status = program.read_bytes(), program.stat()
+
+    def replace(content: bytes) -> None:
+        program.write_bytes(content)
+        os.utime(program, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    replace(content[:-1] + bytes([content[-1] ^ 1]))
+    following.look()
+    assert following.lines()[2][0] is State.UNAVAILABLE
+    replace(content)
+    following.look()
+    assert following.lines()[2][0] is State.UNAVAILABLE
+    following.update()
+    assert following.lines()[2] == (State.READY, "")
+
+
+def test_what_is_loaded_goes_on_while_its_directory_cannot_be_read(following: Following) -> None:
+    directory = following.root / "affine"
+    directory.rename(following.root.with_name("away"))
+    directory.symlink_to(directory)
+    following.look(3)
+    assert following.default.version == 1
+    assert "cannot be read" in following.lines()[0][1]
+    directory.unlink()
+    following.root.with_name("away").rename(directory)
+    following.look(3)
+    assert following.lines() == {1: (State.READY, "")}
 
 
 @pytest.fixture

@@ -61,6 +61,14 @@ def test_versions_have_one_spelling(text: str) -> None:
     assert parse_version(text) is None
 
 
+def test_names_of_models_have_a_length(tmp_path: Path) -> None:
+    for length in (128, 129):
+        (tmp_path / ("m" * length) / "1").mkdir(parents=True)
+    right, wrong = scan(tmp_path)
+    assert right.versions == (1,)
+    assert "at most 128" in wrong.problem
+
+
 def test_what_lies_in_a_directory(tmp_path: Path) -> None:
     for path in ("b/2", "b/10", "b/1.tmp", "b/.hidden", "a/x", ".git/1", "bad name/1"):
         (tmp_path / path).mkdir(parents=True)
