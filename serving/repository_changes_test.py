@@ -189,7 +189,9 @@ def test_the_last_version_that_works_stays_though_its_files_are_gone(
     following.look(4)
     assert following.default.version == 2
     assert "it is gone from the repository" in following.lines()[2][1]
+    until = time.monotonic() + 30
     while following.lines()[1][0] is State.UNLOADING:
+        assert time.monotonic() < until
         time.sleep(0.01)
     assert following.lines()[1][0] is State.UNAVAILABLE
 
@@ -392,6 +394,25 @@ def test_a_version_that_goes_answers_its_last_request_first(following: Following
     following.repository.close()
     assert answer.given == 1
     assert 1 not in following.lines()
+
+
+def test_a_model_that_is_unloaded_answers_its_last_request_before_the_repository_is_closed(
+    following: Following,
+) -> None:
+    model, answer = following.default, Answer()
+    model.scheduler.submit(PendingRequest(request_for(following.repository), answer, arrived=0.0))
+    model.scheduler.run_pending()
+    following.repository.unwant("affine")
+    following.update()
+    assert following.lines()[1] == (State.UNLOADING, "")
+    closing = threading.Thread(target=following.repository.close, daemon=True)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    answer.may_go_on.set()
+    closing.join(60)
+    assert not closing.is_alive()
+    assert following.lines()[1] == (State.UNAVAILABLE, "unloaded")
 
 
 def test_every_change_is_told(following: Following) -> None:

@@ -146,6 +146,8 @@ def test_a_method_is_unavailable_while_no_version_of_its_model_is_ready(tmp_path
         repository.update(LOADER)
         with pytest.raises(UnavailableError, match=r"'two.encode' .* it could not be loaded"):
             repository.find("two.encode", "")
+        with pytest.raises(NotFoundError, match="'twofold' is not found"):
+            repository.find("twofold", "")
         write_affine(tmp_path / "two" / "2", methods=("encode", "decode"))
         repository.update(LOADER)
         assert repository.find("two.encode", "").version == 2

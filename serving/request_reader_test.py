@@ -165,6 +165,10 @@ def test_what_a_name_means_is_asked_again_when_models_have_changed(tmp_path: Pat
     write_affine(tmp_path / "affine" / "2")
     repository.update(LOADER)
     assert reader.read(message).plan.model.version == 2
+    repository.unwant("affine")
+    repository.update(LOADER, name="affine")
+    with pytest.raises(UnavailableError, match="it is unloaded"):
+        reader.read(message)
     repository.close()
 
 
