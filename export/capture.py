@@ -37,6 +37,7 @@ from slipway.export.dimensions import (
 from slipway.export.errors import ExportError, SourceLine
 from slipway.export.flat_call import flatten_model
 from slipway.export.layout import leave_layouts_to_operators, record_layout_reads
+from slipway.export.maxima import decide_maxima
 from slipway.export.recurrent import recurrent_layers_of_any_length
 from slipway.export.sources import innermost_user_line
 from slipway.export.translation import quiet_torch, translate
@@ -102,6 +103,7 @@ def capture(
             record_layout_reads(layout_reads),
             leave_layouts_to_operators(),
             _sizes_may_be_0(shapes),
+            decide_maxima(),
             recurrent_layers_of_any_length(),
             mock.patch.object(torch, "_debug_has_internal_overlap", _overlap),
             mock.patch.object(FakeTensor, "contiguous", _contiguous),
