@@ -17,6 +17,7 @@ import torch
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.independence import Trial
 from slipway.export.padding import PaddingTrial, padding_of
+from slipway.export.resizing import without_empty_tensors
 from slipway.export.rows import Tolerance
 from slipway.export.spec import MethodSpec
 from slipway.program.batching import (
@@ -68,6 +69,7 @@ def find_batching(
             )
         return None
     label = method.contract.symbols[symbol].name
+    example = without_empty_tensors(method.contract, example)
     found = _try(program, method, symbol, example, wanted)
     if isinstance(found, Batching):
         return _with_padding(method, found, example, wanted.padding or {})

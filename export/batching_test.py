@@ -237,9 +237,15 @@ def test_other_shapes_than_rows_are_not_joined() -> None:
     assert "a call of one row must be legal" in " ".join(least.contract.notes)
 
 
-def test_an_empty_example_shows_nothing() -> None:
+def test_an_example_of_no_rows_shows_as_much_as_another() -> None:
     options = {"symbols": {"batch": (0, 8)}}
-    assert "the example is empty" in why_not(lambda x: x * 2, torch.zeros(0, 3), **options)
+    batching = batched(lambda x: x * 2, torch.zeros(0, 3), **options).methods["forward"].batching
+    assert batching is not None and batching.evidence.batch_sizes == (2, 3, 8)
+    assert "is not what it is alone" in why_not(lambda x: x.cumsum(0), torch.zeros(0, 3), **options)
+
+
+def test_an_example_without_elements_shows_nothing() -> None:
+    assert "the example is empty" in why_not(lambda x: x * 2, torch.zeros(2, 0))
 
 
 def test_a_spec_forbids_it() -> None:

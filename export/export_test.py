@@ -765,6 +765,21 @@ def test_matrices_of_other_sizes_are_parts_of_the_largest() -> None:
     assert export(model, torch.eye(4), dynamic_shapes=shapes)(torch.eye(2)).shape == (2, 2)
 
 
+def test_an_example_that_is_empty_is_compared_at_other_sizes() -> None:
+    table = torch.randn(32, 4)
+
+    def model(step: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
+        return torch.cat([past, step]) + table.index_select(0, torch.arange(past.shape[0] + 1))
+
+    call = torch.randn(1, 4), torch.randn(0, 4)
+    shapes = [("1, 4", "past, 4"), {"past": (0, 32)}, {"past": (0, 31)}]
+    error = failure(model, call, dynamic_shapes=shapes[0], symbols=shapes[1])
+    assert "the model itself fails for past = 32" in error.reason
+    program = export(model, call, dynamic_shapes=shapes[0], symbols=shapes[2])
+    assert program.contract.notes == ()
+    assert program(torch.ones(1, 4), torch.ones(31, 4)).shape == (32, 4)
+
+
 @pytest.mark.parametrize("first", [lambda size: -size, lambda size: size - 1])
 def test_a_slice_that_means_something_else_where_one_size_is_0(
     first: Callable[[int], int],

@@ -10,7 +10,7 @@ import torch
 from slipway.program.contract import Contract
 from slipway.program.torch_types import from_torch
 
-__all__ = ["binding_of", "resized_leaves"]
+__all__ = ["binding_of", "resized_leaves", "without_empty_tensors"]
 
 
 def binding_of(contract: Contract, leaves: Sequence[object]) -> tuple[int, ...]:
@@ -40,7 +40,8 @@ def resized_leaves(
     """Returns inputs of the sizes that a binding gives, or None if there would be too many.
 
     Their values are drawn from the example's, which are sure to be sensible: indices stay within
-    their tables, masks stay masks.
+    their tables, masks stay masks. What is empty in the example, as a cache may be at first, gets
+    random numbers, or zeros where it is of integers or booleans.
 
     Args:
       contract: whose inputs they are.
@@ -60,10 +61,11 @@ def resized_leaves(
         shape = [size.evaluate(binding) for size in spec.tensor.shape]
         count = math.prod(shape)
         total += count
-        if count and not value.numel():
-            return None
         if maximum_elements is not None and total > maximum_elements:
             return None
+        if count and not value.numel():
+            leaves.append(_made_up(shape, value.dtype, generator))
+            continue
         if whole:
             leaves.append(_repeated(value.detach(), shape) if count else value.new_zeros(shape))
             continue
@@ -71,6 +73,17 @@ def resized_leaves(
         picked = torch.randint(max(1, flat.numel()), (count,), generator=generator)
         leaves.append(flat[picked].reshape(shape))
     return leaves
+
+
+def without_empty_tensors(contract: Contract, example: Sequence[object]) -> Sequence[object]:
+    """Returns the example with sizes of 2 in place of 0, if that is legal, or as it is."""
+    binding = tuple(
+        value or min(2, symbol.maximum or 2)
+        for value, symbol in zip(binding_of(contract, example), contract.symbols, strict=True)
+    )
+    if not contract.is_legal(binding):
+        return example
+    return resized_leaves(contract, binding, example, whole=True) or example
 
 
 def _repeated(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -82,3 +95,9 @@ def _repeated(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
             before: list[slice | torch.Tensor] = [slice(None)] * dimension
             value = value[(*before, places)]
     return value.clone()
+
+
+def _made_up(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return torch.zeros(shape, dtype=dtype)
+    return torch.randn(shape, generator=generator).to(dtype)

@@ -306,6 +306,15 @@ RULES = (
         r"Attempted to wrap a set with tensors|not implemented for generator",
     ),
     Rule(
+        _SPEC,
+        "example-with-a-size-of-0",
+        "torch cannot trace this line with a size of 0 in the example",
+        "give an example whose dynamic dimensions are 2 or more; sizes of 0 that are declared stay "
+        "legal",
+        # The model's own division by 0 shows before, when it is run on the example.
+        r"ZeroDivisionError: integer (?:division or )?modulo by zero",
+    ),
+    Rule(
         _PYTHON,
         "numpy-on-a-size",
         "NumPy computes with a dynamic size",
