@@ -9,6 +9,7 @@ from typing import Any
 import sympy
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._sympy.functions import ToFloat, TruncToInt
 
 from slipway.export.capture import Capture, Guard
 from slipway.export.containers import tree_of
@@ -219,12 +220,7 @@ def _relations(
         try:
             converted = to_condition(condition, table.index)
         except InexpressibleError as error:
-            raise ExportError(
-                ExportErrorKind.CONSTRAINT_VIOLATION,
-                f"the model relies on {condition}, which a contract cannot say",
-                "compute sizes with +, -, *, //, %, min and max only",
-                guard.source,
-            ) from error
+            raise _inexpressible(condition, guard) from error
         if str(converted) in seen:
             continue
         seen.add(str(converted))
@@ -235,6 +231,19 @@ def _relations(
         if not condition.free_symbols & table.inferred:
             narrowing = Narrowing(converted, verdict.counterexample, guard.source)
         yield Relation(converted, "" if guard.source is None else str(guard.source)), narrowing
+
+
+def _inexpressible(condition: sympy.Basic, guard: Guard) -> ExportError:
+    reason = f"the model relies on {condition}, which a contract cannot say"
+    advice = "compute sizes with +, -, *, //, %, min and max only"
+    match condition:
+        case sympy.Eq(args=(TruncToInt(args=(number,)), sympy.Integer() as rounded)):
+            number = number.replace(ToFloat, lambda size: size)
+            reason = f"the model relies on int({number}) == {rounded}, which a contract cannot say"
+            advice = (
+                "write math.trunc() in place of int(), which gives a plain number: the example's"
+            )
+    return ExportError(ExportErrorKind.CONSTRAINT_VIOLATION, reason, advice, guard.source)
 
 
 def _conditions(guards: Sequence[Guard], table: SymbolTable) -> Iterator[tuple[Guard, sympy.Basic]]:

@@ -495,6 +495,19 @@ def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype)
 
 
 @pytest.mark.parametrize(
+    ("model", "needs"),
+    [
+        (lambda x: x[: int(x.shape[0] * 0.3)], "relies on int(0.3*n) == 2"),
+        (lambda x: x * int(5 - x.shape[0] / 0.7), "relies on int(5.0 - "),
+    ],
+)
+def test_a_fraction_that_becomes_a_plain_number_says_what_to_write(model: Any, needs: str) -> None:
+    error = failure(model, torch.ones(8), dynamic_shapes=[{0: Dim("n", min=1, max=64)}])
+    assert needs in error.reason
+    assert error.advice.startswith("write math.trunc() in place of int()")
+
+
+@pytest.mark.parametrize(
     ("model", "example", "dims", "needs", "advice"),
     [
         (lambda x: x.view(-1, 8), (16,), {0: Dim("n", max=64)}, "n % 8 == 0", "8*k"),
@@ -504,6 +517,13 @@ def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype)
             {0: Dim("n", min=1, max=64)},
             "n // 2 == 4",
             "compute n // 2 in whole numbers, with // and without int()",
+        ),
+        (
+            lambda x: x / math.sqrt(x.shape[0]),
+            (8,),
+            {0: Dim("n", min=1, max=64)},
+            "n == 8",
+            "n ** 0.5 is a square root",
         ),
         (
             lambda x: x.view(-1, 8) * int(x.shape[1] / 2),

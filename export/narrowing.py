@@ -174,9 +174,9 @@ def narrowing_error(narrowings: Sequence[Narrowing], contract: Contract) -> Expo
         needs.append(f"{item.condition}{where}, which fails for {example or 'every value'}")
     if len(narrowings) > _SHOWN:
         needs.append(f"{len(narrowings) - _SHOWN} more such conditions")
-    rounded = {item.condition: _rounded_by_python(item) for item in narrowings}
-    others = [condition for condition, advice in rounded.items() if advice is None]
-    advice = "; ".join((*filter(None, rounded.values()), *_advice(others, contract)))
+    plain = {item.condition: _advice_on_plain_numbers(item) for item in narrowings}
+    others = [condition for condition, advice in plain.items() if advice is None]
+    advice = "; ".join((*filter(None, dict.fromkeys(plain.values())), *_advice(others, contract)))
     return ExportError(
         ExportErrorKind.CONSTRAINT_VIOLATION,
         f"declared is {declared or 'a contradiction'}, but the model needs {'; and '.join(needs)}",
@@ -185,15 +185,22 @@ def narrowing_error(narrowings: Sequence[Narrowing], contract: Contract) -> Expo
     )
 
 
-def _rounded_by_python(narrowing: Narrowing) -> str | None:
-    """Returns what to write instead of `int(n / 2)`; None if that is not what narrows."""
+def _advice_on_plain_numbers(narrowing: Narrowing) -> str | None:
+    """Returns what to write instead of `int(n / 2)` and the like; None if nothing such narrows."""
+    line = "" if narrowing.source is None else narrowing.source.text
     match narrowing.condition:
-        case Comparison("==", FloorDivide() as quotient, Constant()) if (
-            narrowing.source and re.search(r"\bint\(", narrowing.source.text)
-        ):
+        case Comparison("==", FloorDivide() as quotient, Constant()) if re.search(r"\bint\(", line):
             return (
                 f"compute {quotient} in whole numbers, with // and without int(), which gives a "
                 "plain number: the example's"
+            )
+        case Comparison("==", SymbolReference(_, name), Constant(size)) if re.search(
+            r"\b(?:int|float|math\.\w+)\(", line
+        ):
+            return (
+                "compute without int(), float() and math.sqrt() and the like, which give plain "
+                f"numbers: the example's ({name} ** 0.5 is a square root); or make the dimension "
+                f"static ({size})"
             )
     return None
 
