@@ -92,6 +92,8 @@ def capture(
     lines: dict[str, SourceLine | None] = {}
     divisor_lines: dict[str, SourceLine | None] = {}
     layout_reads: list[SourceLine] = []
+    # What Dynamo keeps of the loops and branches of earlier traces would decide for this one.
+    torch._dynamo.reset()
     try:
         with (
             torch.no_grad(),

@@ -528,6 +528,34 @@ def test_a_loop_that_is_an_operator_runs_for_any_length() -> None:
         torch.testing.assert_close(program(x), model(x))
 
 
+@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("dimension", [0, 1, 2])
+def test_a_loop_runs_along_any_dimension_whatever_was_traced_before(
+    dimension: int, contiguous: bool
+) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        def step(total: torch.Tensor, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            total = total / 2 + row
+            return total, total * 1
+
+        rest = [size for place, size in enumerate(x.shape) if place != dimension]
+        if contiguous:
+            totals = scan(step, torch.zeros(rest), x.movedim(dimension, 0).contiguous())[1]
+        else:
+            totals = scan(step, torch.zeros(rest), x, dim=dimension)[1]
+        assert isinstance(totals, torch.Tensor)
+        return totals
+
+    symbols = {"a": (1, 9), "b": (1, 9), "c": (1, 9)}
+    program = export(
+        model, torch.randn(3, 4, 5), dynamic_shapes=("a, b, c",), symbols=symbols, batching=False
+    )
+    assert relations(program) == []
+    for shape in ((1, 1, 1), (1, 9, 2), (9, 1, 1), (2, 7, 9)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x))
+
+
 def test_a_loop_that_cannot_run_for_one_size_says_why() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         def step(total: torch.Tensor, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
