@@ -90,7 +90,7 @@ def export_spec(spec: ExportSpec) -> Program:
         declared = declare(bind_example(module.forward, args, kwargs), method)
         module = restoring_containers(module, args, kwargs)
         run_example(module, args, kwargs)
-        tracer = Tracer(module, method.output_names, name, spec.strict)
+        tracer = Tracer(module, method.output_names, name, spec.strict, alone=len(methods) == 1)
         traced[name], contracts[name] = trace_and_settle(
             tracer, args, kwargs, declared, method.accept_narrowing
         )

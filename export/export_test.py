@@ -530,7 +530,7 @@ def test_a_fraction_that_becomes_a_plain_number_says_what_to_write(model: Any, n
             (16, 8),
             {0: Dim("n", max=64), 1: Dim("m", min=1, max=64)},
             "m // 2 == 4",
-            "example's; declare",
+            "example's; state",
         ),
         (
             lambda x: x * 2 if x.shape[0] <= 10 else x,

@@ -128,7 +128,7 @@ def from_exported_program(
     check_example(call, described.dimensions)
     module = restoring_containers(module, args, kwargs)
     run_example(module, args, kwargs)
-    tracer = Tracer(module, output_names, DEFAULT_METHOD, False)
+    tracer = Tracer(module, output_names, DEFAULT_METHOD, False, alone=True)
     traced = tracer.trace(args, kwargs, described)
     # What the graph needs beyond what torch says of it is no mistake of whoever exported it.
     derivation = replace(traced.derivation, narrowings={})

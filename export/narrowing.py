@@ -23,6 +23,7 @@ from slipway.program.expressions import (
     FloorDivide,
     SymbolReference,
     holds,
+    parts_of,
     symbols_of,
 )
 
@@ -208,7 +209,7 @@ def _advice_on_plain_numbers(narrowing: Narrowing) -> str | None:
 def _advice(conditions: Sequence[Condition], contract: Contract) -> Iterator[str]:
     """Yields what to declare instead: one piece for each symbol that stands alone, and the rest."""
     alone: dict[int, list[Condition]] = {}
-    together = False
+    together: list[Condition] = []
     for condition in conditions:
         involved = {item.index for item in symbols_of(condition)}
         match condition:
@@ -217,14 +218,34 @@ def _advice(conditions: Sequence[Condition], contract: Contract) -> Iterator[str
             case _ if len(involved) == 1:
                 alone.setdefault(involved.pop(), []).append(condition)
             case _:
-                together = True
+                together.append(condition)
     for index, wanted in alone.items():
         yield _advice_for_one(All(tuple(wanted)), contract, index)
     if together:
-        yield "declare the dimensions so that this always holds, or change the line"
+        yield _stated(together)
 
 
-def _advice_for_one(condition: Condition, contract: Contract, index: int) -> str:
+def _stated(conditions: Sequence[Condition]) -> str:
+    """Returns what to do about conditions that no range of a symbol says."""
+    relations = ", ".join(f'"{condition}"' for condition in conditions[:_SHOWN])
+    advice = f"state what the model needs: relations=[{relations}]; or change the line so that it "
+    advice += "does the same for all sizes"
+    # Multiples are few enough to be tried one by one, and what models of patches mean.
+    divided = {
+        part.left.name: part.right.value
+        for condition in conditions
+        for part in parts_of(condition)
+        if isinstance(part, FloorDivide)
+        and isinstance(part.left, SymbolReference)
+        and isinstance(part.right, Constant)
+    }
+    if not divided:
+        return advice
+    multiples = " and ".join(f"{divisor}*k for {name}" for name, divisor in divided.items())
+    return f"where only multiples occur, declare them as such ({multiples}); or {advice}"
+
+
+def _advice_for_one(condition: All, contract: Contract, index: int) -> str:
     """Returns what to declare for one symbol, found by trying its sizes."""
     symbols = contract.symbols
     symbol = symbols[index]
@@ -256,7 +277,7 @@ def _advice_for_one(condition: Condition, contract: Contract, index: int) -> str
             f"declare the dimension as {form} with k = Dim('k', min={legal[0] // step}, …), "
             f"instead of {name}"
         )
-    return f"declare {name} so that this always holds, or change the line"
+    return _stated(condition.conditions)
 
 
 def _static_dimensions(contract: Contract, size: int) -> str:

@@ -8,6 +8,7 @@ decided by tracing at that very size: it is if that gives the same graph.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,36 +21,23 @@ from slipway.export.capture import Capture, capture
 from slipway.export.derivation import Derivation, derive
 from slipway.export.dimensions import Declarations, Static, bind_example
 from slipway.export.errors import ExportError, ExportErrorKind
+from slipway.export.exclusions import Point, excluded_points
 from slipway.export.graph_equality import View, same_graph
-from slipway.export.narrowing import narrowing_error
+from slipway.export.narrowing import Narrowing, narrowing_error
 from slipway.export.resizing import binding_of, resized_leaves
 from slipway.export.tightening import raise_minimums
-from slipway.program.contract import Contract, Relation, Symbol
+from slipway.program.contract import Contract, Relation
 from slipway.program.errors import ContractViolation
 from slipway.program.expressions import (
     Comparison,
-    Constant,
     Expression,
-    SymbolReference,
     holds,
-    linear_form,
     symbols_of,
 )
 
 __all__ = ["Traced", "Tracer", "settle", "trace_and_settle"]
 
 _FAR = 1 << 40
-_FEW = 2
-"""So many sizes that a relation excludes are tried, each by tracing the model again."""
-
-_FEW_TOGETHER = 12
-"""So many combinations of sizes likewise: few heights and widths make 256 or 576 patches."""
-
-_MOST_POINTS = 1 << 14
-"""Up to so many combinations of sizes are looked through for those that a relation excludes."""
-
-Point = tuple[tuple[int, int], ...]
-"""The indices of some symbols, each with a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +64,7 @@ class Tracer:
     """Traces one model, on different examples.
 
     Attributes:
+      alone: whether no other method shares the weights, which it could change.
       settled: by the values of symbols that were fixed, what was traced there and its contract;
         None where that is impossible.
     """
@@ -84,6 +73,7 @@ class Tracer:
     output_names: Sequence[str] | None
     method: str
     strict: bool
+    alone: bool
     settled: dict[frozenset[tuple[str, int]], tuple[Traced, Contract] | None] = field(
         default_factory=dict
     )
@@ -114,7 +104,8 @@ def trace_and_settle(
 
     Torch takes what holds for a size of 1 in the example, that one stride is another, for what the
     graph needs. Where the contract is too narrow, a larger example shows what it really needs; what
-    is accepted is only that, unless it excludes the example itself.
+    is accepted is only that, unless it excludes the example itself. Where the model treats the
+    example's sizes apart, the graph for others may do for these as well.
 
     Raises:
       ExportError: as `Tracer.trace` and `settle` do.
@@ -124,42 +115,86 @@ def trace_and_settle(
         return traced, settle(tracer, traced)
     except ExportError as error:
         refusal = error
-    leaves = _larger_example(traced)
+    leaves = _resized_example(traced, _larger_sizes(traced))
     if leaves is not None:
-        call: Any = traced.derivation.contract.input_tree.unflatten(iter(leaves))
-        other_tracer = replace(tracer, settled={})
         try:
-            args, kwargs = call
-            again = other_tracer.trace(args, kwargs, declared)
-            contract = settle(other_tracer, again, accept_narrowing)
-            binding_of(contract, traced.example)
-            return replace(again, example=traced.example), contract
+            return _trace_instead(tracer, traced, leaves, accept_narrowing)
         except ContractViolation:
             pass  # only the example's own graph has its sizes
         except ExportError as error:
             if error.kind is ExportErrorKind.CONSTRAINT_VIOLATION:
                 refusal = error
+    leaves = _resized_example(traced, _sizes_without_equality(traced))
+    if leaves is not None:
+        # An equality that the example fulfils by chance, and what other sizes need is no news.
+        with contextlib.suppress(ContractViolation, ExportError):
+            return _trace_instead(tracer, traced, leaves, None)
     if accept_narrowing is None:
         raise refusal
     return traced, settle(tracer, traced, accept_narrowing)
 
 
-def _larger_example(traced: Traced) -> list[object] | None:
-    """Returns the example with more than 1 for each declared symbol; None if it has that."""
+def _trace_instead(
+    tracer: Tracer, traced: Traced, leaves: Sequence[object], accept_narrowing: str | None
+) -> tuple[Traced, Contract]:
+    """Returns the graph for another example, and its contract, which has the example's sizes too.
+
+    Raises:
+      ContractViolation: it has not.
+      ExportError: as `Tracer.trace` and `settle` do.
+    """
+    call: Any = traced.derivation.contract.input_tree.unflatten(iter(leaves))
+    args, kwargs = call
+    other_tracer = replace(tracer, settled={})
+    again = other_tracer.trace(args, kwargs, traced.declared)
+    contract = settle(other_tracer, again, accept_narrowing)
+    binding_of(contract, traced.example)
+    return replace(again, example=traced.example), contract
+
+
+def _resized_example(traced: Traced, binding: Sequence[int]) -> list[object] | None:
+    """Returns the example with other sizes; None if they are the same ones, or not declared."""
+    contract = traced.derivation.contract
+    stated = traced.declared.conditions(contract.symbols)
+    same = tuple(binding) == binding_of(contract, traced.example)
+    if same or not all(holds(item, binding) for item in stated):
+        return None
+    return resized_leaves(contract, binding, traced.example)
+
+
+def _larger_sizes(traced: Traced) -> list[int]:
+    """Returns the example's sizes, with more than 1 for each declared symbol where that may be."""
     contract = traced.derivation.contract
     inferred = {symbol.name for symbol in traced.derivation.table.inferred}
     usual = binding_of(contract, traced.example)
     others = (size for size in itertools.count(2) if size not in usual)
-    binding = [
+    return [
         value
         if value > 1 or symbol.name in inferred or symbol.maximum == value
         else min(next(others), symbol.maximum or _FAR)
         for symbol, value in zip(contract.symbols, usual, strict=True)
     ]
-    stated = traced.declared.conditions(contract.symbols)
-    if binding == list(usual) or not all(holds(item, binding) for item in stated):
-        return None
-    return resized_leaves(contract, binding, traced.example)
+
+
+def _sizes_without_equality(traced: Traced) -> list[int]:
+    """Returns such sizes, and others where the declared range is narrowed by an equality.
+
+    A model of images treats the size that it was trained with apart, and it is the example's.
+    """
+    symbols = traced.derivation.contract.symbols
+    sizes = _larger_sizes(traced)
+    equalities = [
+        item.condition
+        for item in traced.derivation.narrowings.values()
+        if isinstance(item.condition, Comparison) and item.condition.operator == "=="
+    ]
+    for index in sorted({item.index for part in equalities for item in symbols_of(part)}):
+        low, high = symbols[index].minimum, symbols[index].maximum or _FAR
+        near = (sizes[index] + step for step in (1, 2, 3, -1, -2, -3))
+        sizes[index] = next(
+            (size for size in near if low <= size <= high and size not in sizes), sizes[index]
+        )
+    return sizes
 
 
 def settle(tracer: Tracer, traced: Traced, accept_narrowing: str | None = None) -> Contract:
@@ -174,9 +209,9 @@ def settle(tracer: Tracer, traced: Traced, accept_narrowing: str | None = None) 
       ExportError: the contract is narrower than was declared, and nobody said that it may be.
     """
     contract = traced.derivation.contract
-    needless = _needless_relations(tracer, traced)
+    needless, differing = _needless_relations(tracer, traced)
     if accept_narrowing is None:
-        _require_as_wide_as_declared(traced, needless)
+        _require_as_wide_as_declared(traced, needless, differing)
     kept = []
     notes = []
     for relation in contract.relations:
@@ -193,10 +228,12 @@ def settle(tracer: Tracer, traced: Traced, accept_narrowing: str | None = None) 
     return raise_minimums(contract, inferred)
 
 
-def _require_as_wide_as_declared(traced: Traced, needless: Container[Relation]) -> None:
+def _require_as_wide_as_declared(
+    traced: Traced, needless: Container[Relation], differing: Mapping[Relation, Point]
+) -> None:
     """Raises ExportError if relations make the contract narrower than was declared."""
     narrowings = [
-        narrowing
+        _counted_against(narrowing, differing.get(relation, ()))
         for relation, narrowing in traced.derivation.narrowings.items()
         if relation not in needless and narrowing.counterexample is not None
     ]
@@ -210,23 +247,36 @@ def _require_as_wide_as_declared(traced: Traced, needless: Container[Relation]) 
         raise narrowing_error(equalities or narrowings, traced.derivation.contract)
 
 
-def _needless_relations(tracer: Tracer, traced: Traced) -> set[Relation]:
-    """Returns the relations that only exclude sizes for which the graph is valid all the same."""
+def _counted_against(narrowing: Narrowing, point: Point) -> Narrowing:
+    """Returns a narrowing whose counterexample has these sizes."""
+    values = dict(enumerate(narrowing.counterexample or ())) | dict(point)
+    return replace(narrowing, counterexample=tuple(values.values()))
+
+
+def _needless_relations(
+    tracer: Tracer, traced: Traced
+) -> tuple[set[Relation], dict[Relation, Point]]:
+    """Returns the relations that only exclude sizes for which the graph is valid all the same.
+
+    With them it returns, for others of which each excluded size was tried, one where it is not.
+    """
     contract = traced.derivation.contract
     stated = traced.declared.conditions(contract.symbols)
     # For each of these relations, what holds at the sizes that it excludes.
     found: dict[Relation, set[str]] = {}
+    differing: dict[Relation, Point] = {}
     answers: dict[Point, set[str] | None] = {}
     for relation in contract.relations:
         if relation.condition in stated or relation in traced.derivation.hinted:
             continue
-        excluded = _excluded_points(relation, contract.symbols)
+        excluded = excluded_points(relation.condition, contract.symbols)
         demands = []
         for point in excluded:
             if point not in answers:
                 answers[point] = _relations_at(tracer, traced, point)
             demands.append(answers[point])
             if demands[-1] is None:
+                differing[relation] = point
                 break  # the others would not help
         if demands and None not in demands:
             found[relation] = {text for demand in demands for text in demand or ()}
@@ -235,65 +285,9 @@ def _needless_relations(tracer: Tracer, traced: Traced) -> set[Relation]:
         kept = {str(relation) for relation in contract.relations if relation not in found}
         unfounded = [relation for relation, demand in found.items() if not demand <= kept]
         if not unfounded:
-            return set(found)
+            return set(found), differing
         for relation in unfounded:
             del found[relation]
-
-
-def _excluded_points(relation: Relation, symbols: Sequence[Symbol]) -> list[Point]:
-    """Returns the values of a relation's symbols that it excludes, if these are only a few."""
-    condition = relation.condition
-    if not isinstance(condition, Comparison) or condition.operator == "==":
-        return []
-    form = linear_form(condition.left)
-    if form is not None and isinstance(condition.right, Constant):
-        return _excluded_values(relation, symbols, form, condition.right.value)
-    involved = sorted({item.index for item in symbols_of(condition)})
-    ranges = []
-    count = 1
-    for index in involved:
-        maximum = symbols[index].maximum
-        if maximum is None:
-            return []
-        ranges.append(range(symbols[index].minimum, maximum + 1))
-        count *= len(ranges[-1])
-    if count > _MOST_POINTS:
-        return []
-    values = [0] * len(symbols)
-    excluded: list[Point] = []
-    for point in itertools.product(*ranges):
-        for index, value in zip(involved, point, strict=True):
-            values[index] = value
-        if not holds(condition, values):
-            excluded.append(tuple(zip(involved, point, strict=True)))
-            if len(excluded) > _FEW_TOGETHER:
-                return []
-    return excluded
-
-
-def _excluded_values(
-    relation: Relation,
-    symbols: Sequence[Symbol],
-    form: tuple[int, SymbolReference, int],
-    bound: int,
-) -> list[Point]:
-    """Does the same for a relation that compares a multiple of a symbol with a number."""
-    factor, symbol, offset = form
-    low, high = symbols[symbol.index].minimum, symbols[symbol.index].maximum
-    near = range((bound - offset) // factor - 1, (bound - offset) // factor + 3)
-    ends = [*range(low, low + _FEW + 1)]
-    # Without an upper bound, far off stands for the sizes without end that may be excluded.
-    last = high if high is not None else max(low, *near) + _FAR
-    ends += range(last - _FEW, last + 1)
-    inside = {item for item in (*near, *ends) if low <= item and (high is None or item <= high)}
-    values = [0] * len(symbols)
-    excluded: list[Point] = []
-    for item in sorted(inside):
-        values[symbol.index] = item
-        if not holds(relation.condition, values):
-            excluded.append(((symbol.index, item),))
-    # Those that were tried decide: a comparison with a bound fails on one side of it, or at it.
-    return excluded if len(excluded) <= _FEW else []
 
 
 def _relations_at(tracer: Tracer, traced: Traced, point: Point) -> set[str] | None:
@@ -334,8 +328,12 @@ def _relations_at(tracer: Tracer, traced: Traced, point: Point) -> set[str] | No
     here = View(
         traced.derivation.table.meaning,
         {sympy.Symbol(name, integer=True, nonnegative=True): size for name, size in names.items()},
+        _weights(traced.capture) if tracer.alone else {},
     )
-    there = View(found[0].derivation.table.meaning)
+    there = View(
+        found[0].derivation.table.meaning,
+        weights=_weights(found[0].capture) if tracer.alone else {},
+    )
     graphs = traced.capture.exported.graph, found[0].capture.exported.graph
     try:
         if not same_graph(here, there, *graphs):
@@ -343,6 +341,17 @@ def _relations_at(tracer: Tracer, traced: Traced, point: Point) -> set[str] | No
     except ZeroDivisionError:
         return None  # of a size in the graph, which is for other values
     return set(map(str, found[1].relations))
+
+
+def _weights(capture: Capture) -> dict[str, torch.Tensor]:
+    """Returns the weights by the names of their placeholders."""
+    exported = capture.exported
+    values = {**exported.constants, **exported.state_dict}
+    return {
+        spec.arg.name: values[spec.target].detach()
+        for spec in exported.graph_signature.input_specs
+        if isinstance(values.get(spec.target), torch.Tensor)
+    }
 
 
 def _is_fixed(size: Expression, values: Mapping[int, int]) -> bool:

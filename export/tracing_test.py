@@ -9,10 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch._higher_order_ops.scan import scan
 from torch.nn import functional
 
-from slipway.export import Dim, ExportError, ExportErrorKind, export
+from slipway.export import (
+    Dim,
+    ExportError,
+    ExportErrorKind,
+    ExportSpec,
+    MethodSpec,
+    export,
+    export_spec,
+)
 from slipway.program import ContractViolation, Program, load
 
 SYMBOLS = {"n": (1, 9), "m": (1, 9)}
@@ -289,8 +298,77 @@ def test_a_product_stays_excluded_where_one_of_its_graphs_is_another() -> None:
             return x * 2
         return x * 3
 
-    with pytest.raises(ExportError, match=r"needs m\*n != 64, which fails for n = 1, m = 64"):
+    with pytest.raises(
+        ExportError, match=r"needs m\*n != 64, which fails for n = 8, m = 8"
+    ) as caught:
         exported(model, torch.ones(3, 4), symbols={"n": (1, 64), "m": (1, 64)})
+    assert caught.value.advice.startswith('state what the model needs: relations=["m*n != 64"')
+
+
+class Positions(nn.Module):
+    """Adds to patches (batch, 3, height, width) a table that is resized for all but 4 by 4."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 16, 3))
+        self.factor = factor
+
+    def resized(self, height: int, width: int) -> torch.Tensor:
+        if height * width == self.table.shape[1] and height == width:
+            return self.table * self.factor
+        square = self.table.reshape(1, 4, 4, 3).permute(0, 3, 1, 2)
+        resized = functional.interpolate(square, size=(height, width), mode="bicubic")
+        return resized.permute(0, 2, 3, 1).reshape(1, -1, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        return x.flatten(2).transpose(1, 2) + self.resized(height, width)
+
+
+@pytest.mark.parametrize("largest", [16, None])
+@pytest.mark.parametrize("example", [(2, 3), (4, 4), (2, 8), (3, 3), (1, 1)])
+def test_a_table_that_is_resized_to_its_own_size_is_the_same_table(
+    example: tuple[int, int], largest: int | None
+) -> None:
+    model = Positions()
+    symbols = {"batch": (1, 4), "h": (1, largest), "w": (1, largest)}
+    options = {"dynamic_shapes": ("batch, 3, h, w",), "symbols": symbols}
+    program = export(model, torch.randn(1, 3, *example), **options)
+    assert relations(program) == []
+    for shape in ((1, 1), (4, 4), (2, 8), (16, 1), (5, 5), (16, 16)):
+        x = torch.randn(2, 3, *shape)
+        torch.testing.assert_close(program(x), model(x))
+
+
+@pytest.mark.parametrize("example", [(2, 3), (4, 4)])
+def test_a_table_that_is_another_for_its_own_size_is_not(example: tuple[int, int]) -> None:
+    symbols = {"batch": (1, 4), "h": (1, 16), "w": (1, 16)}
+    with pytest.raises(ExportError, match=r"h\*w [!=]= 16"):
+        export(
+            Positions(factor=2.0),
+            torch.randn(1, 3, *example),
+            dynamic_shapes=("batch, 3, h, w",),
+            symbols=symbols,
+        )
+
+
+def test_a_table_that_another_method_may_change_is_not_compared_by_value() -> None:
+    class Model(Positions):
+        def train_a_little(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                self.table.add_(x)
+            return x
+
+    methods = {
+        "forward": MethodSpec(
+            args=torch.randn(1, 3, 2, 3),
+            dynamic_shapes=("batch, 3, h, w",),
+            symbols={"batch": (1, 4), "h": (1, 16), "w": (1, 16)},
+        ),
+        "train_a_little": MethodSpec(args=torch.ones(1, 16, 3)),
+    }
+    with pytest.raises(ExportError, match=r"needs h\*w != 16, which fails for h = 4, w = 4"):
+        export_spec(ExportSpec(model=Model(), methods=methods))
 
 
 def test_sizes_whose_product_is_1_stay_excluded_where_the_graph_is_another() -> None:
