@@ -40,6 +40,7 @@ from slipway.export.layout import leave_layouts_to_operators, record_layout_read
 from slipway.export.maxima import decide_maxima
 from slipway.export.recurrent import recurrent_layers_of_any_length
 from slipway.export.sources import innermost_user_line
+from slipway.export.spacing import linspace_of_any_length
 from slipway.export.translation import quiet_torch, translate
 
 __all__ = ["Capture", "Guard", "capture"]
@@ -107,6 +108,7 @@ def capture(
             _sizes_may_be_0(shapes),
             decide_maxima(),
             recurrent_layers_of_any_length(),
+            linspace_of_any_length(),
             mock.patch.object(torch, "_debug_has_internal_overlap", _overlap),
             mock.patch.object(FakeTensor, "contiguous", _contiguous),
             mock.patch.object(eager_transforms, "grad_increment_nesting", _refuse_derivative),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import operator
 from pathlib import Path
 from typing import Any
@@ -602,6 +603,37 @@ def test_a_loop_that_is_an_operator_runs_for_any_length() -> None:
     program = exported(model, torch.randn(3, 4))
     assert relations(program) == []
     for shape in ((1, 1), (1, 9), (9, 1), (7, 2)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x))
+
+
+def _reference_points(x: torch.Tensor) -> torch.Tensor:
+    height, width = x.shape
+    rows = torch.linspace(0.5, height - 0.5, height, dtype=x.dtype) / height
+    columns = torch.linspace(0.5, end=width - 0.5, steps=width) / width
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+
+
+def _resampled(x: torch.Tensor) -> torch.Tensor:
+    theta = torch.eye(2, 3)[None] * 0.5
+    grid = functional.affine_grid(theta, [1, 1, *x.shape], align_corners=False)
+    return functional.grid_sample(x[None, None], grid, align_corners=False)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: torch.linspace(-1, 1, x.shape[0]),
+        lambda x: torch.linspace(3, 0.25, 2 * x.shape[0] + 1, dtype=torch.float64),
+        lambda x: torch.linspace(0, 1, 7) + x.shape[0],
+        _reference_points,
+        _resampled,
+    ],
+)
+def test_numbers_that_are_evenly_spaced_may_be_as_many_as_a_size(model: Any) -> None:
+    program = exported(model, torch.randn(3, 4))
+    assert relations(program) == []
+    for shape in itertools.product((1, 2, 3, 8, 9), repeat=2):
         x = torch.randn(shape)
         torch.testing.assert_close(program(x), model(x))
 
