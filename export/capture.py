@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
@@ -48,10 +49,17 @@ __all__ = ["Capture", "Guard", "capture"]
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A condition on the symbols of the shape environment that the graph relies on."""
+    """A condition on the symbols of the shape environment that the graph relies on.
+
+    Attributes:
+      condition: what must hold.
+      source: the line of the model that needs it, if known.
+      plain: whether it is that Python or an operator took a plain number out of a size.
+    """
 
     condition: sympy.Basic
     source: SourceLine | None
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,7 @@ def capture(
         for name, _ in tensors
     )
     lines: dict[str, SourceLine | None] = {}
+    plain: set[str] = set()
     divisor_lines: dict[str, SourceLine | None] = {}
     layout_reads: list[SourceLine] = []
     # What Dynamo keeps of the loops and branches of earlier traces would decide for this one.
@@ -100,7 +109,7 @@ def capture(
             torch.no_grad(),
             shape_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             quiet_torch(),
-            _record_guard_lines(lines),
+            _record_guard_lines(lines, plain),
             _record_divisor_lines(divisor_lines),
             _round_quotients_as_integers(),
             record_layout_reads(layout_reads),
@@ -129,7 +138,10 @@ def capture(
     guards = [] if shape_env is None else shape_env.guards
     return Capture(
         exported,
-        tuple(Guard(guard.expr, lines.get(str(guard.expr))) for guard in guards),
+        tuple(
+            Guard(guard.expr, lines.get(str(guard.expr)), str(guard.expr) in plain)
+            for guard in guards
+        ),
         shape_env,
         next(iter(layout_reads), None),
         divisor_lines,
@@ -231,9 +243,10 @@ def _torch_dimension(declaration: Declaration) -> Any:
 
 
 @contextlib.contextmanager
-def _record_guard_lines(lines: dict[str, SourceLine | None]) -> Iterator[None]:
+def _record_guard_lines(lines: dict[str, SourceLine | None], plain: set[str]) -> Iterator[None]:
     """Notes for each guard the line of the user's code that is running when tracing adds it.
 
+    It also notes which guards take a plain number out of a size.
     Torch keeps a location with each guard, but outside strict mode only that of its own frames.
     """
     original: Callable[..., None] = ShapeEnv._log_guard
@@ -241,6 +254,11 @@ def _record_guard_lines(lines: dict[str, SourceLine | None]) -> Iterator[None]:
     def log_guard(self: ShapeEnv, prefix: str, guard: sympy.Basic, forcing_spec: bool) -> None:
         if "suppressed" not in prefix:
             lines.setdefault(str(guard), innermost_user_line(sys._getframe(1)))
+            if any(
+                frame.f_code is SymNode.guard_int.__code__
+                for frame, _ in traceback.walk_stack(sys._getframe(1))
+            ):
+                plain.add(str(guard))
         original(self, prefix, guard, forcing_spec)
 
     ShapeEnv._log_guard = log_guard  # type: ignore[method-assign,assignment]

@@ -229,7 +229,7 @@ def _relations(
             continue
         narrowing = None
         if not condition.free_symbols & table.inferred:
-            narrowing = Narrowing(converted, verdict.counterexample, guard.source)
+            narrowing = Narrowing(converted, verdict.counterexample, guard.source, guard.plain)
         yield Relation(converted, "" if guard.source is None else str(guard.source)), narrowing
 
 

@@ -495,6 +495,40 @@ def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype)
 
 
 @pytest.mark.parametrize(
+    ("model", "advice"),
+    [
+        (lambda x: functional.avg_pool2d(x[None], x.shape), "with mean"),
+        (lambda x: functional.max_pool1d(x, x.shape[1]), "with amax"),
+        (
+            lambda x: functional.one_hot(x.argmax(0), x.shape[0]),
+            "torch.arange: (indices[..., None]",
+        ),
+        (lambda x: x / torch.as_tensor(x.shape[0]), "torch.full()"),
+        (lambda x: x * torch.hann_window(x.shape[1]), "from torch.arange"),
+        (lambda x: torch.cat(x.chunk(x.shape[0])), "torch.split"),
+        (lambda x: x.unfold(0, x.shape[0] // 2, 1), "slices"),
+    ],
+)
+def test_an_operator_that_takes_a_plain_number_is_named(model: Any, advice: str) -> None:
+    shapes = [{0: Dim("n", min=1, max=64), 1: Dim("m", min=1, max=64)}]
+    error = failure(model, torch.ones(8, 6), dynamic_shapes=shapes)
+    assert advice in error.advice
+    assert "takes a plain number, which is the example's" in error.advice
+    assert error.page.endswith("constraint-violation.md#operator-that-takes-a-plain-number")
+
+
+def test_an_operator_that_takes_a_plain_number_is_not_blamed_for_another() -> None:
+    weight = torch.randn(4, 6)
+    error = failure(
+        lambda x: functional.avg_pool1d(x @ weight.T, 2),
+        torch.ones(8, 6),
+        dynamic_shapes=[{1: Dim("m", min=1, max=64)}],
+    )
+    assert "needs m == 6" in error.reason
+    assert "plain number" not in error.advice + error.page
+
+
+@pytest.mark.parametrize(
     ("model", "needs"),
     [
         (lambda x: x[: int(x.shape[0] * 0.3)], "relies on int(0.3*n) == 2"),
@@ -517,6 +551,13 @@ def test_a_fraction_that_becomes_a_plain_number_says_what_to_write(model: Any, n
             {0: Dim("n", min=1, max=64)},
             "n // 2 == 4",
             "compute n // 2 in whole numbers, with // and without int()",
+        ),
+        (
+            lambda x: x.repeat(int(x.shape[0] * 2)),
+            (8,),
+            {0: Dim("n", min=1, max=64)},
+            "2*n == 16",
+            "compute 2*n without int()",
         ),
         (
             lambda x: x / math.sqrt(x.shape[0]),

@@ -13,6 +13,7 @@ import sympy
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
+from slipway.export.catalogue import page_of
 from slipway.export.errors import ExportError, ExportErrorKind, SourceLine
 from slipway.program.contract import Contract, Symbol
 from slipway.program.expressions import (
@@ -39,6 +40,16 @@ _SHOWN = 3
 
 _ADVICE_SIZES = 512
 """How many sizes of a symbol are tried to find out what to declare instead."""
+
+_TAKE_PLAIN_NUMBERS = {
+    r"\bavg_pool\dd\(": "average over all with mean(…, keepdim=True) or adaptive_avg_pool",
+    r"\bmax_pool\dd\(": "take the largest of all with amax(…, keepdim=True)",
+    r"\bone_hot\(": "compare with torch.arange: (indices[..., None] == torch.arange(size)).long()",
+    r"\bas_tensor\(": "use torch.tensor() or torch.full()",
+    r"\b(?:linspace|logspace|\w+_window|tri[lu]_indices)\(": "compute it from torch.arange(size)",
+    r"\.(?:unfold|chunk)\(": "use slices, or torch.split with sizes",
+}
+"""What to write in place of operators that take what may be a size as a plain number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +160,13 @@ class Narrowing:
       counterexample: declared values of the symbols for which it fails; None where none was found,
         but not all could be tried.
       source: the line that needs it, if known.
+      plain: whether it is that a plain number was taken out of a size.
     """
 
     condition: Condition
     counterexample: tuple[int, ...] | None
     source: SourceLine | None
+    plain: bool = False
 
 
 def narrowing_error(narrowings: Sequence[Narrowing], contract: Contract) -> ExportError:
@@ -178,11 +191,14 @@ def narrowing_error(narrowings: Sequence[Narrowing], contract: Contract) -> Expo
     plain = {item.condition: _advice_on_plain_numbers(item) for item in narrowings}
     others = [condition for condition, advice in plain.items() if advice is None]
     advice = "; ".join((*filter(None, dict.fromkeys(plain.values())), *_advice(others, contract)))
+    kind = ExportErrorKind.CONSTRAINT_VIOLATION
+    page = page_of(kind.value, "operator-that-takes-a-plain-number")
     return ExportError(
-        ExportErrorKind.CONSTRAINT_VIOLATION,
+        kind,
         f"declared is {declared or 'a contradiction'}, but the model needs {'; and '.join(needs)}",
         advice or "make the dimensions static, or change the lines that look at their sizes",
         narrowings[0].source,
+        page=None if _taker_of_plain_number(narrowings[0]) is None else page,
     )
 
 
@@ -203,6 +219,21 @@ def _advice_on_plain_numbers(narrowing: Narrowing) -> str | None:
                 f"numbers: the example's ({name} ** 0.5 is a square root); or make the dimension "
                 f"static ({size})"
             )
+        case Comparison("==", expression, Constant()) if narrowing.plain and "int(" in line:
+            return f"compute {expression} without int(), which gives a plain number: the example's"
+    operator = _taker_of_plain_number(narrowing)
+    if operator is not None:
+        name, instead = operator
+        return f"{instead}; {name} takes a plain number, which is the example's"
+    return None
+
+
+def _taker_of_plain_number(narrowing: Narrowing) -> tuple[str, str] | None:
+    """Returns the operator that took one, and what to write instead; None if none is known."""
+    if narrowing.plain and narrowing.source is not None:
+        for pattern, instead in _TAKE_PLAIN_NUMBERS.items():
+            if found := re.search(pattern, narrowing.source.text):
+                return found[0].strip(".("), instead
     return None
 
 
