@@ -50,6 +50,9 @@ _CHOOSE_BY_LAYOUT = frozenset(
 )
 """How these compute depends on how their operands lie in memory, and what they give does not."""
 
+_CHOOSE_BY_SIZE = frozenset((torch.ops.aten.cdist.default,))
+"""How these compute depends on whether they have many operands."""
+
 
 @contextlib.contextmanager
 def record_layout_reads(lines: list[SourceLine]) -> Iterator[None]:
@@ -108,15 +111,16 @@ def leave_layouts_to_operators() -> Iterator[None]:
     """
     proxy_call, evaluate_expr = proxy_tensor.proxy_call, ShapeEnv.evaluate_expr
     set_item = FakeTensor.__setitem__
-    choosing = False
+    choosing = counting = False
 
     def call(mode: Any, operator: Any, *args: Any) -> Any:
-        nonlocal choosing
-        before, choosing = choosing, operator in _CHOOSE_BY_LAYOUT
+        nonlocal choosing, counting
+        before = choosing, counting
+        choosing, counting = operator in _CHOOSE_BY_LAYOUT, operator in _CHOOSE_BY_SIZE
         try:
             return proxy_call(mode, operator, *args)
         finally:
-            choosing = before
+            choosing, counting = before
 
     def write(self: FakeTensor, index: Any, value: Any) -> None:
         nonlocal choosing
@@ -128,6 +132,9 @@ def leave_layouts_to_operators() -> Iterator[None]:
 
     def evaluate(self: ShapeEnv, condition: sympy.Basic, *args: Any, **kwargs: Any) -> sympy.Basic:
         match condition:
+            case sympy.Le() | sympy.Gt() if counting:
+                with self.suppress_guards():
+                    return evaluate_expr(self, condition, *args, **kwargs)
             case sympy.Eq(args=sides) | sympy.Ne(args=sides) if choosing and _has_number(sides):
                 with self.suppress_guards():
                     value = evaluate_expr(self, condition, *args, **kwargs)

@@ -210,6 +210,21 @@ def test_an_operator_that_may_copy_excludes_no_size(name: str) -> None:
         torch.testing.assert_close(program(x), model(x))
 
 
+@pytest.mark.parametrize("points", [9, 40])
+def test_distances_between_few_points_or_many_are_one_operator(points: int) -> None:
+    def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(x, y)
+
+    shapes = {"x": "n, 3", "y": "m, 3"}
+    symbols = {"n": (1, 64), "m": (1, 64)}
+    example = torch.randn(points, 3), torch.randn(5, 3)
+    program = export(model, example, dynamic_shapes=shapes, symbols=symbols)
+    assert relations(program) == []
+    for rows, columns in ((1, 1), (25, 25), (26, 3), (3, 26), (64, 64)):
+        call = torch.randn(rows, 3), torch.randn(columns, 3)
+        torch.testing.assert_close(program(*call), model(*call))
+
+
 @pytest.mark.parametrize("example", [(1, 4), (3, 1), (1, 1)])
 def test_an_example_of_size_1_stands_for_all_sizes(example: tuple[int, int]) -> None:
     attention = torch.nn.MultiheadAttention(4, 2, batch_first=True).eval()
