@@ -46,7 +46,11 @@ _TAKE_PLAIN_NUMBERS = {
     r"\bmax_pool\dd\(": "take the largest of all with amax(…, keepdim=True)",
     r"\bone_hot\(": "compare with torch.arange: (indices[..., None] == torch.arange(size)).long()",
     r"\bas_tensor\(": "use torch.tensor() or torch.full()",
-    r"\b(?:linspace|logspace|\w+_window|tri[lu]_indices)\(": "compute it from torch.arange(size)",
+    r"\bkron\(": "use torch.einsum and reshape",
+    r"\bmulti_dot\(": "multiply with @, in the order that is best",
+    r"\b(?:l(?:in|og)space|\w+_window|tri[lu]_indices|r?fftfreq|vander)\(": (
+        "compute it from torch.arange(size)"
+    ),
     r"\.(?:unfold|chunk)\(": "use slices, or torch.split with sizes",
 }
 """What to write in place of operators that take what may be a size as a plain number."""
