@@ -33,6 +33,10 @@ _LEAVE_VALUES = (
     torch.ops.aten.view.default,
 )
 
+_LARGEST = 1 << 24
+"""So many elements what is known may have: tables of positions have fewer, and all the weights of a
+model, when they are unpacked from integers, would not fit into memory once more."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -93,7 +97,7 @@ class View:
         for node in graph.nodes:
             if node.op == "placeholder" and node.name in self.weights:
                 known[node] = self.weights[node.name]
-            elif _depends_on_arguments_only(node):
+            elif _depends_on_arguments_only(node) and self._is_small(node):
                 try:
                     arguments = map_aggregate((node.args, node.kwargs), value)
                     known[node] = node.target(*arguments[0], **arguments[1])
@@ -123,6 +127,10 @@ class View:
                 # One position attends to itself, whether it may attend to later ones or not.
                 del found["is_causal"]
         return found
+
+    def _is_small(self, node: torch.fx.Node) -> bool:
+        count = sympy.prod(size for size in self.shape(node) or [] if size is not None)
+        return isinstance(count, sympy.Integer | int) and count <= _LARGEST
 
     def _gives_operand(self, node: torch.fx.Node) -> bool:
         if node.target not in _LEAVE_VALUES:
