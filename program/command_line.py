@@ -39,15 +39,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = _parser().parse_args(arguments)
         code: int = options.run(options)
-        sys.stdout.flush()
         return code
     except (UsageError, ProgramError) as error:
         print(f"slipway: error: {error}", file=sys.stderr)
         return USAGE
-    except BrokenPipeError:
-        # Whoever read the output has read enough. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FINE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,10 +132,10 @@ def _path(text: str) -> Path:
     return Path(os.environ.get("BUILD_WORKING_DIRECTORY", ""), text)
 
 
-def _print_json(document: object) -> None:
+def _json(document: object) -> str:
     import json
 
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _describe(options: argparse.Namespace) -> int:
@@ -153,22 +148,31 @@ def _describe(options: argparse.Namespace) -> int:
         case "shape":
             text = description.as_signatures(file)
         case _:
-            import json
-
-            document = description.as_json(file, review=options.review)
-            text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+            text = _json(description.as_json(file, review=options.review))
     _write(text, options.output)
     return FINE
 
 
-def _write(text: str, output: Path | None) -> None:
+def _write(text: str, output: Path | None = None) -> None:
     if output is None:
-        sys.stdout.write(text)
+        _print(text)
         return
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Of a closed pipe, whoever read the output has read enough.
+        if not isinstance(error, BrokenPipeError):
+            raise UsageError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -189,10 +193,7 @@ def _check(options: argparse.Namespace) -> int:
         report = check_report.accepted(contract, contract.check(inputs))
     except ContractViolation as error:
         report = check_report.refused(contract, inputs, error.violations)
-    if options.format == "json":
-        _print_json(report.document)
-    else:
-        print(report.text)
+    _write(_json(report.document) if options.format == "json" else f"{report.text}\n")
     return FINE if report.legal else REFUSED
 
 
@@ -243,14 +244,14 @@ def _diff(options: argparse.Namespace) -> int:
     old, new = (read_contract_file(path).contracts for path in (options.old, options.new))
     differences = compare(old, new)
     if options.format == "json":
-        _print_json(diff_report.as_json(differences, python=options.python))
+        _write(_json(diff_report.as_json(differences, python=options.python)))
     else:
-        sys.stdout.write(diff_report.as_text(differences, python=options.python))
+        _write(diff_report.as_text(differences, python=options.python))
     return REFUSED if any(differences.breaking(python=options.python)) else FINE
 
 
 def _baseline(options: argparse.Namespace) -> int:
-    sys.stdout.write(baseline_text(read_container(options.program)))
+    _write(baseline_text(read_container(options.program)))
     return FINE
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -273,23 +274,46 @@ def test_without_a_command_there_is_a_hint(capsys: pytest.CaptureFixture[str]) -
     assert (code, "--help` explains" in error) == (2, True)
 
 
-def test_a_reader_that_has_read_enough_is_no_error(program: Path) -> None:
+def written_to(output: IO[str], *command: str | Path) -> tuple[int, str]:
+    """Runs a command as a process, and returns its exit code and what it writes to stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "slipway.program", *command],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "PYTHONUNBUFFERED": "",  # else nothing is left to be written at the end
+        },
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("describe {}", 0),
+        ("check {} --shape x=1", 1),
+        ("check {} --shape x=1 --format json", 1),
+    ],
+)
+def test_a_reader_that_has_read_enough_is_no_error(command: str, code: int, program: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as closed:
-        done = subprocess.run(
-            [sys.executable, "-m", "slipway.program", "describe", program],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(sys.path),
-                "PYTHONUNBUFFERED": "",  # else nothing is left to be written at the end
-            },
-            stdout=closed,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
+        assert written_to(closed, *command.format(program).split()) == (code, "")
+
+
+@pytest.mark.parametrize("command", ["describe {}", "check {}", "diff {0} {0}", "baseline {}"])
+def test_an_output_that_takes_nothing_is_no_answer(command: str, program: Path) -> None:
+    """As that of a full disk: exit code 1 would say that the answer is no."""
+    with open("/dev/full", "w") as full:
+        assert written_to(full, *command.format(program).split()) == (
+            2,
+            "slipway: error: cannot write to standard output: No space left on device\n",
         )
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 # baseline and diff --------------------------------------------------------------------------------

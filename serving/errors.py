@@ -25,6 +25,9 @@ to size here: a status that is too large reaches the client as another one.
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -84,6 +87,21 @@ class StartupError(SlipwayError):
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+    @classmethod
+    def of_address(cls, host: str, port: int, error: OSError) -> StartupError:
+        """Returns the error for an address that the system does not let the server listen on."""
+        bracketed = f"[{host}]" if ":" in host else host
+        reason = error.strerror or os.strerror(error.errno or 0)
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            advice = "--port takes another port, 0 for any that is free"
+        else:
+            advice = "--host takes a name or an address of this machine"
+        is_lasting = isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME
+        return cls(
+            f"cannot listen on {bracketed}:{port}: {reason}; {advice}",
+            exit_code=2 if is_lasting else 1,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if line.check:
             let_signals_end_it()
             check(line)
-            print(to_toml(settings), end="")
+            failure = _print(to_toml(settings))
+            # Of a closed pipe, whoever read the settings has read enough.
+            if failure is not None and not isinstance(failure, BrokenPipeError):
+                raise StartupError(
+                    f"cannot write to standard output: {failure.strerror}", exit_code=1
+                )
             return 0
         if line.is_worker or not settings.server.is_supervised:
             return _serve(settings, line.is_worker, log)
@@ -138,13 +143,21 @@ def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
 
 def _announce(text: str) -> None:
     """Writes that it is ready to standard output, or to the log where that takes nothing."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
+    error = _print(f"{text}\n")
+    if error is not None:
         _LOGGER.warning("cannot write to standard output: %s; it was %r", error.strerror, text)
+
+
+def _print(text: str) -> OSError | None:
+    """Writes to standard output, and returns why that takes nothing, if it does not."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
         # Python would try again when the process ends, and exit with 120.
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return error
+    return None
 
 
 def _start_monitoring(

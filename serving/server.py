@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import os
 import socket
 import threading
 import time
@@ -159,10 +158,7 @@ class InferenceServer:
             else:
                 bound = self._server.add_secure_port(f"{bracketed}:{port}", credentials)
         except RuntimeError as error:
-            reason, is_lasting = _why_not(host, port)
-            raise StartupError(
-                f"cannot listen on {bracketed}:{port}: {reason}", exit_code=2 if is_lasting else 1
-            ) from error
+            raise _why_not(host, port) from error
         self._transport.start()
         return f"{bracketed}:{bound}"
 
@@ -272,14 +268,13 @@ def _remaining(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.1)
 
 
-def _why_not(host: str, port: int) -> tuple[str, bool]:
-    """Returns why the address cannot be had, which gRPC does not say, and whether for ever."""
+def _why_not(host: str, port: int) -> StartupError:
+    """Returns why the address cannot be had, which gRPC does not say."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.bind(address)
             probe.listen()
     except OSError as error:
-        reason = error.strerror or os.strerror(error.errno or 0)
-        return reason, isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME
-    return "gRPC could not bind to it", False
+        return StartupError.of_address(host, port, error)
+    return StartupError(f"cannot listen on {host}:{port}: gRPC could not bind to it", exit_code=1)

@@ -215,9 +215,7 @@ def reserve_port(host: str, port: int) -> socket.socket:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind(address)
     except OSError as error:
-        raise StartupError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}", exit_code=1
-        ) from error
+        raise StartupError.of_address(host, port, error) from error
     return reserved
 
 

@@ -82,7 +82,9 @@ def test_a_port_that_is_taken_is_exit_code_1(tmp_path: Path) -> None:
             f"--repository={tmp_path / 'repository'}", f"--port={port}", "--processes=2"
         )
     assert result.returncode == 1
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in result.stderr
+    assert (
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; --port takes another port"
+    ) in result.stderr
 
 
 def test_metrics_do_not_take_the_port_of_requests(tmp_path: Path) -> None:

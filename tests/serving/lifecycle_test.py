@@ -175,9 +175,10 @@ def test_a_port_that_is_taken_is_exit_code_1(repository: Path) -> None:
         port = taken.getsockname()[1]
         result = run_server(f"--repository={repository}", f"--port={port}")
     assert result.returncode == 1
-    assert f"slipway: error: cannot listen on 127.0.0.1:{port}: Address already in use" in (
-        result.stderr
-    )
+    assert (
+        f"slipway: error: cannot listen on 127.0.0.1:{port}: Address already in use; "
+        "--port takes another port, 0 for any that is free\n"
+    ) in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
 
@@ -200,6 +201,40 @@ def test_a_standard_output_that_takes_nothing_stops_nothing(repository: Path) ->
             assert client.is_model_ready("affine")
         process.terminate()
         assert process.wait(timeout=60) == 0
+
+
+def test_a_check_whose_settings_cannot_be_written_says_so(repository: Path) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            server_command(f"--repository={repository}", "--check"),
+            env=server_environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr.endswith(
+        "slipway: error: cannot write to standard output: No space left on device\n"
+    )
+    assert "Traceback" not in result.stderr
+
+
+def test_a_check_whose_reader_has_read_enough_finds_nothing_wrong(repository: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        result = subprocess.run(
+            server_command(f"--repository={repository}", "--check"),
+            env=server_environment(),
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 0
+    assert "slipway: error" not in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_repository_that_does_not_exist_is_exit_code_2(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_its_flags_are_those_of_the_target(runfiles: Runfiles) -> None:
     )
     assert result.returncode == 1
     # The flags of the target have port 1, and the address is nobody's.
-    assert "cannot listen on 192.0.2.1:1:" in result.stderr
+    assert "cannot listen on 192.0.2.1:1: Cannot assign requested address; --host" in result.stderr
 
 
 def test_its_file_is_under_its_flags(runfiles: Runfiles) -> None:
