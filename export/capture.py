@@ -26,6 +26,7 @@ from torch.export.dynamic_shapes import Dim
 from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.proxy import TracerBase
 from torch.utils._sympy.functions import ToFloat
 from torch.utils._sympy.symbol import SymT, make_symbol
 
@@ -40,7 +41,7 @@ from slipway.export.flat_call import flatten_model
 from slipway.export.layout import leave_layouts_to_operators, record_layout_reads
 from slipway.export.maxima import decide_maxima
 from slipway.export.recurrent import recurrent_layers_of_any_length
-from slipway.export.sources import innermost_user_line
+from slipway.export.sources import innermost_user_line, model_frames
 from slipway.export.spacing import linspace_of_any_length
 from slipway.export.translation import quiet_torch, translate
 
@@ -118,6 +119,7 @@ def capture(
             decide_maxima(),
             recurrent_layers_of_any_length(),
             linspace_of_any_length(),
+            mock.patch.object(TracerBase, "_filter_traceback_frames", model_frames),
             mock.patch.object(torch, "_debug_has_internal_overlap", _overlap),
             mock.patch.object(FakeTensor, "contiguous", _contiguous),
             mock.patch.object(eager_transforms, "grad_increment_nesting", _refuse_derivative),

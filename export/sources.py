@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import linecache
 import os
@@ -15,12 +16,14 @@ from types import FrameType
 
 import torch
 from torch._guards import TracingContext
+from torch.fx.proxy import TracerBase
 
 from slipway.export.errors import SourceLine
 
 __all__ = [
     "called_by_user_line",
     "innermost_user_line",
+    "model_frames",
     "user_line",
     "user_line_of_exception",
     "user_line_of_node",
@@ -41,13 +44,19 @@ _OURS = tuple(str(Path(__file__).parent.parent / room) + os.sep for room in ("ex
 _TESTS = "_test.py"
 _INTERACTIVE = ("<stdin>", "<ipython-input")
 
+# What torch says of the nodes that it adds by itself.
+_NO_FILE = "torch/"
+
 _FRAME = re.compile(r'\s*File "([^"]+)", line (\d+)')
 
 
+@functools.cache
 def _is_user_file(name: str) -> bool:
     # Where Slipway is another repository, Bazel starts OURS/../slipway/export/exporter.py.
     name = os.path.normpath(name)
-    if name.startswith(_LIBRARIES) or (name.startswith("<") and not name.startswith(_INTERACTIVE)):
+    if name.startswith((*_LIBRARIES, _NO_FILE)) or (
+        name.startswith("<") and not name.startswith(_INTERACTIVE)
+    ):
         return False
     if name.startswith(_STANDARD_LIBRARY) and _SITE_PACKAGES not in name:
         return False
@@ -86,6 +95,21 @@ def innermost_user_line(frame: FrameType | None) -> SourceLine | None:
             return _source_line(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return None
+
+
+def model_frames(_: TracerBase, stack: traceback.StackSummary) -> traceback.StackSummary:
+    """Returns the frames of the model that is being traced; takes the place of torch's choice.
+
+    Torch keeps only those of functions called `forward`, and so none of a model that is a function.
+    """
+    export = torch.export.export.__code__
+    start = 0
+    for index, frame in enumerate(stack):
+        if (frame.filename, frame.name) == (export.co_filename, export.co_name):
+            start = index
+    return traceback.StackSummary.from_list(
+        [frame for frame in stack[start:] if _is_user_file(frame.filename)]
+    )
 
 
 def user_line_of_exception(error: BaseException) -> SourceLine | None:
