@@ -458,17 +458,19 @@ def check_example(
             where = f"'{name}' dimension {dimension}"
             if isinstance(declaration, Inferred):
                 symbol = Symbol(where, declaration.minimum, declaration.maximum)
-                value, remainder = size, 0
+                value = size
             elif isinstance(declaration, Declared):
-                symbol = declaration.symbol
-                value, remainder = divmod(size - declaration.offset, declaration.factor)
+                symbol, factor, offset = declaration.symbol, declaration.factor, declaration.offset
+                value, remainder = divmod(size - offset, factor)
+                if remainder:
+                    legal = max(value, symbol.minimum)
+                    legal = legal if symbol.maximum is None else min(legal, symbol.maximum)
+                    _invalid(
+                        f"the example's {where} is {size}, which is not of the form {declaration}",
+                        f"make it {factor * legal + offset}, say",
+                    )
             else:
                 continue
-            if remainder:
-                _invalid(
-                    f"the example's {where} is {size}, which is not of the form {declaration}",
-                    f"make it {size - remainder}, say",
-                )
             if value < symbol.minimum or (symbol.maximum is not None and value > symbol.maximum):
                 _invalid(
                     f"the example's {where} is {size}, so {symbol.name} = {value}; declared is "

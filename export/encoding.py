@@ -125,26 +125,28 @@ def _translated(error: GraphEncodingError) -> ExportError:
             "it in the target's custom_ops",
             source,
         )
-    return ExportError(
-        ExportErrorKind.UNSUPPORTED_OPERATOR,
-        str(error),
-        "use operators of torch (aten) on tensors and sizes",
-        source,
-    )
+    advice = "use operators of torch (aten) on tensors and sizes"
+    if error.node.op == "get_attr":
+        advice = (
+            "where a branch makes a tensor of Python values, use torch.full; or make the tensor "
+            "before, and give it to the branches as an operand"
+        )
+    return ExportError(ExportErrorKind.UNSUPPORTED_OPERATOR, str(error), advice, source)
 
 
 def _weight(exported: ExportedProgram, target: str) -> torch.Tensor:
     value = exported.state_dict.get(target, exported.constants.get(target))
+    name = target.removeprefix(MODEL_PREFIX)
     if not isinstance(value, torch.Tensor):
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
-            f"the model holds '{target}', a {type(value).__name__}",
+            f"the model holds '{name}', a {type(value).__name__}",
             "keep tensors, as parameters or buffers, and plain values only",
         )
     if problem := storage_problem(value):
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
-            f"the model's '{target}' is {problem}",
+            f"the model's '{name}' is {problem}",
             "convert it in the model's constructor",
         )
     try:

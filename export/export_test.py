@@ -487,7 +487,7 @@ def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype)
 
     error = failure(Model(), torch.ones(3))
     assert error.kind is ExportErrorKind.INVALID_SPEC
-    assert "'table' is of" in error.reason or ".table' is of" in error.reason
+    assert "the model's 'table' is of" in error.reason
     assert str(dtype).removeprefix("torch.") in error.reason
 
 
@@ -1056,6 +1056,24 @@ def test_a_spec_that_contradicts_the_example_or_itself(
     error = failure(model, args, dynamic_shapes=dynamic_shapes)
     assert error.kind is ExportErrorKind.INVALID_SPEC
     assert reason in error.reason
+
+
+@pytest.mark.parametrize(("size", "legal"), [(1, 6), (7, 6), (98, 12)])
+def test_an_example_of_another_form_is_told_a_size_that_is_legal(size: int, legal: int) -> None:
+    rows = Dim("rows", min=2, max=4)
+    error = failure(nn.Identity(), torch.ones(size), dynamic_shapes=({0: 3 * rows},))
+    assert error.advice == f"make it {legal}, say"
+
+
+def test_a_tensor_that_a_branch_makes_of_python_values_is_refused_with_what_to_do() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda x: x + torch.tensor([1.0, 2.0]), lambda x: x * 1, [x])
+
+    error = failure(model, torch.ones(2))
+    assert error.kind is ExportErrorKind.UNSUPPORTED_OPERATOR
+    assert "a branch or a loop holds a Tensor" in error.reason
+    assert "torch.full" in error.advice
+    assert error.source is not None and "torch.tensor([1.0, 2.0])" in error.source.text
 
 
 @pytest.mark.parametrize(

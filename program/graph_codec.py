@@ -158,7 +158,9 @@ def _with_subgraphs(graph: fx.Graph) -> Iterator[fx.Graph]:
 def _subgraph(node: fx.Node) -> fx.Graph:
     module = getattr(node.graph.owning_module, str(node.target), None)
     if not isinstance(module, fx.GraphModule):
-        raise GraphEncodingError(node, f"'{node.target}' is no part of the graph")
+        raise GraphEncodingError(
+            node, f"the graph of a branch or a loop holds a {type(module).__name__}, {node.target}"
+        )
     return module.graph
 
 
