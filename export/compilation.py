@@ -6,6 +6,7 @@ compiled. It runs behind the program's contract alone, since it checks nothing i
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import shutil
@@ -28,13 +29,14 @@ from slipway.program.compiled import (
     target_name,
     torch_release,
 )
+from slipway.program.container import read_container
 from slipway.program.errors import ProgramError
 from slipway.program.instruction_sets import INSTRUCTION_SETS, missing_features
 from slipway.program.mutation import possibly_mutated_inputs
 from slipway.program.program import Program
 from slipway.proto import program_pb2 as pb
 
-__all__ = ["CompilationError", "compile_program", "obstacle"]
+__all__ = ["CompilationError", "check_operators", "compile_program", "obstacle"]
 
 _FIXED_OPTIONS: Mapping[str, Any] = {
     "aot_inductor.enable_line_tables": False,
@@ -96,6 +98,7 @@ def compile_program(
     if all(obstacles.values()):
         raise CompilationError(
             "; ".join(f"method '{name}' {reason}" for name, reason in obstacles.items())
+            + "; leave out compile"
         )
     name = target_name("cpu", instruction_set, torch_release())
     target = pb.CompiledTarget(
@@ -133,6 +136,20 @@ def compiler_version(compiler: Path) -> str:
     except (OSError, subprocess.CalledProcessError) as error:
         raise CompilationError(f"the C++ compiler {compiler} does not start: {error}") from error
     return answer.partition("\n")[0]
+
+
+def check_operators(directory: Path) -> None:
+    """Checks that a program calls no operators outside torch's own: it could not even be loaded.
+
+    Raises:
+      CompilationError: it does.
+    """
+    for operator in read_container(directory).graphs().operators:
+        if not operator.name.startswith(_COMPILED_NAMESPACES):
+            raise CompilationError(
+                f"it calls {operator.name}, and a program with custom operators is not compiled; "
+                "leave out compile"
+            )
 
 
 def obstacle(program: Program, method: str) -> str | None:
@@ -195,9 +212,11 @@ def _parsed(name: str, value: str) -> Any:
 
     known = config.get_config_copy()
     if name not in known:
-        raise CompilationError(f"torch._inductor.config has no option '{name}'")
+        close = difflib.get_close_matches(name, known, 1)
+        advice = f"; did you mean '{close[0]}'?" if close else ""
+        raise CompilationError(f"torch._inductor.config has no option '{name}'{advice}")
     if name in _FIXED_OPTIONS or name in {"cpp.march", "cpp.simdlen", "cpp.cxx"}:
-        raise CompilationError(f"the option '{name}' is not free")
+        raise CompilationError(f"the option '{name}' is one that Slipway sets itself; leave it out")
     present = known[name]
     try:
         if isinstance(present, bool):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,12 @@ import pytest
 import torch
 
 from slipway.export import export
-from slipway.export.compilation import CompilationError, compile_program, obstacle
+from slipway.export.compilation import (
+    CompilationError,
+    check_operators,
+    compile_program,
+    obstacle,
+)
 from slipway.program import DataViolation
 
 _NOWHERE = Path("/nowhere/g++")
@@ -56,9 +62,26 @@ def test_what_cannot_be_compiled_says_why(
     program = export(model, torch.ones(2, 3))
     assert reason in (obstacle(program, "forward") or "")
     program.save(tmp_path / "program")
-    with pytest.raises(CompilationError, match=reason):
+    with pytest.raises(CompilationError, match=f"{re.escape(reason)}.*; leave out compile"):
         compile_program(program, tmp_path / "program", compiler=_NOWHERE, work=tmp_path / "work")
     assert not (tmp_path / "program" / "compiled").exists()
+
+
+@torch.library.custom_op("compilation_test::twice", mutates_args=())
+def _twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@_twice.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def test_a_program_with_custom_operators_is_not_compiled(tmp_path: Path) -> None:
+    program = export(lambda x: _twice(x), torch.ones(2), custom_ops=["compilation_test"])
+    program.save(tmp_path)
+    with pytest.raises(CompilationError, match=r"::twice.default, .* operators is not compiled; "):
+        check_operators(tmp_path)
 
 
 def test_sizes_and_other_arguments_stay_with_the_graph() -> None:
@@ -115,10 +138,10 @@ def test_a_compiler_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("max_fusoin_size", "3", "has no option 'max_fusoin_size'"),
+        ("max_fusoin_size", "3", "has no option 'max_fusoin_size'; did you mean 'max_fusion_size'"),
         ("max_fusion_size", "many", "'many'; it must be of type int"),
-        ("cpp.threads", "8", "is not free"),
-        ("cpp.cxx", "/bin/sh", "is not free"),
+        ("cpp.threads", "8", "Slipway sets itself; leave it out"),
+        ("cpp.cxx", "/bin/sh", "Slipway sets itself; leave it out"),
         ("post_grad_custom_pre_pass", "x", "cannot be set"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from slipway.export.compilation import CompilationError, compile_program
+from slipway.export.compilation import CompilationError, check_operators, compile_program
 from slipway.export.compiled_gate import check_compiled, measure_speed
 from slipway.program.compiled import use_compiled, use_graphs
 from slipway.program.errors import ProgramError
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compile(options: argparse.Namespace) -> None:
+    check_operators(options.program)
     program = load(options.program)
     shutil.copytree(
         options.program, options.output, dirs_exist_ok=True, copy_function=shutil.copyfile
