@@ -151,11 +151,18 @@ class Program:
             larger. It decides how the weights are split, and so is part of the program's identity.
 
         Raises:
-          ProgramError: the directory is not empty, or the program is too large for the format.
+          ProgramError: the directory cannot be made, or is not empty, or the program is too large
+            for the format.
         """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            is_empty = not any(directory.iterdir())
+        except OSError as error:
+            raise ProgramError(
+                f"cannot make the directory {directory}: {error.strerror}; save it elsewhere"
+            ) from error
+        if not is_empty:
             raise ProgramError(f"{directory} is not empty; a program needs a directory of its own")
         contracts = pb.ProgramContract(
             methods=[contract_to_proto(method.contract) for method in self.methods.values()]

@@ -290,6 +290,13 @@ def test_a_directory_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"notes": b"mine"}
 
 
+def test_a_file_in_the_place_of_the_directory_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(ProgramError, match=r"cannot make the directory .*notes: File exists; "):
+        affine().save(tmp_path / "notes")
+    assert contents(tmp_path) == {"notes": b"mine"}
+
+
 STORABLE = [item for item in ScalarType if item is not ScalarType.COMPLEX128]
 
 
