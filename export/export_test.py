@@ -644,6 +644,26 @@ def test_two_sizes_that_only_together_take_another_path_are_noticed() -> None:
         assert not accepts(program, (1, 1))
 
 
+@pytest.mark.parametrize(
+    ("is_special", "reason"),
+    [
+        (lambda n, m: n == 500, "n != 500, which fails for n = 500"),
+        (lambda n, m: n + m == 200, "m + n != 200, which fails for n = 1, m = 199"),
+        (lambda n, m: n == max(m // n, 8), "which fails for n = 8"),
+    ],
+)
+def test_a_single_size_of_many_that_takes_another_path_is_found(
+    is_special: Callable[[int, int], bool], reason: str
+) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if is_special(x.shape[0], x.shape[1]) else x
+
+    dims = {0: Dim("n", min=1), 1: Dim("m", min=2)}
+    error = failure(model, torch.ones(3, 4), dynamic_shapes=[dims])
+    assert error.kind is ExportErrorKind.CONSTRAINT_VIOLATION
+    assert reason in error.reason
+
+
 # Soundness ----------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from slipway.program.expressions import (
     parts_of,
     symbols_of,
 )
+from slipway.program.implication import Answer, Domain
 
 __all__ = ["Narrowing", "Verdict", "examine", "narrowing_error"]
 
@@ -110,7 +111,16 @@ def examine(
             values[position] = value
         if all(holds(item, values) for item in relevant) and not holds(converted, values):
             return Verdict(Verdict.Kind.NOT_ALWAYS, tuple(values))
-    return Verdict(Verdict.Kind.ALWAYS if exhaustive else Verdict.Kind.USUALLY)
+    if exhaustive:
+        return Verdict(Verdict.Kind.ALWAYS)
+    # It looks about the numbers in a condition too: `n != 500` fails for one size of many.
+    finding = Domain(tuple(symbols), tuple(assumptions)).examine(converted)
+    if finding.answer is Answer.ALWAYS:
+        return Verdict(Verdict.Kind.ALWAYS)
+    if finding.counterexample is None:
+        return Verdict(Verdict.Kind.USUALLY)
+    lowest = {position: symbol.minimum for position, symbol in enumerate(symbols)}
+    return Verdict(Verdict.Kind.NOT_ALWAYS, tuple((lowest | {**finding.counterexample}).values()))
 
 
 def _spellings(condition: Condition) -> set[str]:
