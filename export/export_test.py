@@ -979,6 +979,15 @@ def test_a_model_that_fails_at_a_declared_size_names_the_size() -> None:
     assert at(error) == line_of(_divides, "12 //")
 
 
+def test_a_model_that_fails_only_where_one_size_is_lowest_and_the_other_highest_names_both() -> (
+    None
+):
+    dims = {0: Dim("n", min=1, max=7), 1: Dim("m", min=6)}
+    error = failure(lambda x: x[:, -x.shape[0]], torch.ones(3, 9), dynamic_shapes=[dims])
+    assert error.kind is ExportErrorKind.INVALID_SPEC
+    assert "the model itself fails for n = 7, m = 6" in error.reason
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_an_eager_model_may_round_otherwise_than_its_graph(
     dtype: torch.dtype, tmp_path: Path

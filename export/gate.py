@@ -92,7 +92,8 @@ def compared_bindings(contract: Contract) -> list[tuple[int, ...]]:
     """Returns the values of the symbols for which a program is compared with its model."""
     usual = itertools.islice(bindings(contract), _MAXIMUM_CASES)
     small = itertools.islice(_small_sizes(contract), 2 * _MAXIMUM_CASES)
-    return list(dict.fromkeys([*usual, *small]))
+    ends = itertools.islice(_opposite_ends(contract), _MAXIMUM_CASES)
+    return list(dict.fromkeys([*usual, *small, *ends]))
 
 
 def call_text(contract: Contract, binding: Sequence[int]) -> str:
@@ -416,6 +417,19 @@ def _small_sizes(contract: Contract) -> Iterator[tuple[int, ...]]:
                 if contract.is_legal(binding):
                     yield binding
                     break
+
+
+def _opposite_ends(contract: Contract) -> Iterator[tuple[int, ...]]:
+    """Yields legal values of which one is the lowest and the others are the highest, or reversed.
+
+    A size that is an index, or is taken from another, is first too large where that one is lowest.
+    """
+    ends = [(symbol.minimum, _highest(symbol)) for symbol in contract.symbols]
+    for index, one_end in itertools.product(range(len(ends)), (0, 1)):
+        binding = [symbol_ends[1 - one_end] for symbol_ends in ends]
+        binding[index] = ends[index][one_end]
+        if contract.is_legal(binding):
+            yield tuple(binding)
 
 
 def _more_than_one(symbol: Symbol, source: random.Random) -> int:
