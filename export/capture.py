@@ -40,6 +40,7 @@ from slipway.export.errors import ExportError, SourceLine
 from slipway.export.flat_call import flatten_model
 from slipway.export.layout import leave_layouts_to_operators, record_layout_reads
 from slipway.export.maxima import decide_maxima
+from slipway.export.pooling import pooling_of_any_length
 from slipway.export.recurrent import recurrent_layers_of_any_length
 from slipway.export.sources import innermost_user_line, model_frames
 from slipway.export.spacing import linspace_of_any_length
@@ -120,6 +121,7 @@ def capture(
             recurrent_layers_of_any_length(),
             linspace_of_any_length(),
             mock.patch.object(TracerBase, "_filter_traceback_frames", model_frames),
+            pooling_of_any_length(),
             mock.patch.object(torch, "_debug_has_internal_overlap", _overlap),
             mock.patch.object(FakeTensor, "contiguous", _contiguous),
             mock.patch.object(eager_transforms, "grad_increment_nesting", _refuse_derivative),

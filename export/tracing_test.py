@@ -653,6 +653,35 @@ def test_numbers_that_are_evenly_spaced_may_be_as_many_as_a_size(model: Any) -> 
         torch.testing.assert_close(program(x), model(x))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.MaxPool1d(2),
+        nn.MaxPool1d(3, stride=2, padding=1, ceil_mode=True),
+        nn.MaxPool1d(2, stride=1, dilation=2),
+        lambda x: functional.max_pool1d(x.flatten(1), 2),
+        lambda x: torch.max_pool1d(torch.relu(x), [3], [1]),
+    ],
+)
+def test_the_largest_of_neighbours_is_found_in_sequences_of_any_length(
+    model: Any, strict: bool
+) -> None:
+    program = export(
+        model,
+        torch.randn(2, 4, 6),
+        dynamic_shapes=("rows, 4, length",),
+        symbols={"rows": (1, None), "length": (3, 200)},
+        strict=strict,
+    )
+    assert relations(program) == []
+    targets = {str(node.target) for node in program.methods["forward"].graph_module.graph.nodes}
+    assert "aten.max_pool1d.default" in targets
+    for rows, length in itertools.product((1, 2, 5), (3, 4, 5, 6, 17, 200)):
+        x = torch.randn(rows, 4, length)
+        assert torch.equal(program(x), model(x))
+
+
 @pytest.mark.parametrize("contiguous", [False, True])
 @pytest.mark.parametrize("dimension", [0, 1, 2])
 def test_a_loop_runs_along_any_dimension_whatever_was_traced_before(
