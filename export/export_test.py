@@ -864,6 +864,16 @@ def test_an_example_that_is_empty_is_compared_at_other_sizes() -> None:
     assert program(torch.ones(1, 4), torch.ones(31, 4)).shape == (32, 4)
 
 
+def test_an_example_whose_size_of_0_torch_divides_by_is_named_as_the_cause() -> None:
+    error = failure(
+        lambda x: functional.scaled_dot_product_attention(x[None], x[None], x[None]),
+        torch.ones(4, 0),
+        dynamic_shapes=[{1: Dim("m", min=0, max=4)}],
+    )
+    assert error.kind is ExportErrorKind.INVALID_SPEC
+    assert "with a size of 0 in the example" in error.reason
+
+
 @pytest.mark.parametrize("first", [lambda size: -size, lambda size: size - 1])
 def test_a_slice_that_means_something_else_where_one_size_is_0(
     first: Callable[[int], int],

@@ -312,7 +312,7 @@ RULES = (
         "give an example whose dynamic dimensions are 2 or more; sizes of 0 that are declared stay "
         "legal",
         # The model's own division by 0 shows before, when it is run on the example.
-        r"ZeroDivisionError: integer (?:division or )?modulo by zero",
+        r"ZeroDivisionError: ",
     ),
     Rule(
         _PYTHON,
@@ -424,6 +424,16 @@ RULES = (
         "the model needs other sizes than were declared",
         "declare the dimension as the model needs it, or change the line",
         r"ConstraintViolationError|Constraints violated",
+    ),
+    Rule(
+        _CONSTRAINT,
+        "size-that-is-1-in-the-example",
+        "sizes must be equal, and one of them, which is 1 in the example, may be another",
+        "leave a dimension that is always 1 out of dynamic_shapes; where the sizes are always "
+        "equal, use one Dim for both, and give an example in which they are",
+        # A size that depends on data has no value in the example.
+        r"The size of tensor a \((?:(?!\bu\d).)+\) must match the size of tensor b "
+        r"\((?:(?!\bu\d).)+\) at",
     ),
     Rule(
         _PYTHON,
