@@ -317,9 +317,8 @@ def _relations_at(tracer: Tracer, traced: Traced, point: Point) -> set[str] | No
         call: Any = contract.input_tree.unflatten(iter(leaves))
         try:
             args, kwargs = call
-            again = tracer.trace(args, kwargs, declared)
             # What makes it narrower there does so elsewhere too, or else counts against this size.
-            tracer.settled[key] = again, settle(tracer, again, accept_narrowing="")
+            tracer.settled[key] = trace_and_settle(tracer, args, kwargs, declared, "")
         except ExportError:
             tracer.settled[key] = None  # it cannot be traced there, so it stays excluded
     found = tracer.settled[key]

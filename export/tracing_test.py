@@ -368,6 +368,28 @@ def test_a_table_that_is_another_for_its_own_size_is_not(example: tuple[int, int
         )
 
 
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+@pytest.mark.parametrize("example", [(2, 3), (2, 4), (4, 2), (4, 4)])
+def test_an_example_with_one_side_of_a_tables_own_size_stands_for_others(
+    example: tuple[int, int], factor: float
+) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] == 4 and x.shape[1] == 4:
+            return x + table[0, 0] * factor
+        return x + functional.interpolate(table, size=x.shape[:2], mode="bicubic")[0, 0]
+
+    table = torch.randn(1, 1, 4, 4)
+    if factor != 1:
+        with pytest.raises(ExportError, match=r"n [!=]= 4"):
+            exported(model, torch.randn(example), symbols={"n": (1, 16), "m": (1, 16)})
+        return
+    program = exported(model, torch.randn(example), symbols={"n": (1, 16), "m": (1, 16)})
+    assert relations(program) == []
+    for shape in itertools.product((1, 2, 4, 5), repeat=2):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x))
+
+
 def test_a_table_that_another_method_may_change_is_not_compared_by_value() -> None:
     class Model(Positions):
         def train_a_little(self, x: torch.Tensor) -> torch.Tensor:
