@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import sympy
+import torch
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.functions import FloorDiv
@@ -23,7 +25,10 @@ __all__ = ["decide_maxima"]
 
 @contextlib.contextmanager
 def decide_maxima() -> Iterator[None]:
-    """Has tracing take the larger of two sizes in place of their maximum where it is known."""
+    """Has tracing take the larger of two sizes in place of their maximum where it is known.
+
+    `abs(n - m)` is the larger of `n - m` and `m - n`.
+    """
     maximum = SymNode.sym_max
 
     def decide(one: SymNode, other: SymNode) -> SymNode:
@@ -35,7 +40,14 @@ def decide_maxima() -> Iterator[None]:
                 return other
         return maximum(one, other)
 
-    with mock.patch.object(SymNode, "sym_max", decide):
+    def absolute(size: torch.SymInt) -> Any:
+        # A contract and a graph have no other way to say it.
+        return torch.sym_max(size, -size)  # type: ignore[no-untyped-call]
+
+    with (
+        mock.patch.object(SymNode, "sym_max", decide),
+        mock.patch.object(torch.SymInt, "__abs__", absolute),
+    ):
         yield
 
 

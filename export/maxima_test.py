@@ -55,6 +55,9 @@ def test_sizes_stay_short_through_layers_that_pad_to_a_multiple_of_their_stride(
         lambda n: max(2 * (n // 6), n // 3 - 1),
         lambda n: max(n // 2 - (n + 7) // 2, -4),
         lambda n: max(5 - n, 0),
+        lambda n: abs(n - 40),
+        lambda n: abs(-n // 3),
+        lambda n: abs(n % 7 - n // 2 - 2),
     ],
 )
 def test_a_maximum_is_what_it_is(larger: Callable[[int], int]) -> None:
