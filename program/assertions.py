@@ -1,7 +1,7 @@
 """What a graph asserts of its inputs' values, as errors of ours.
 
 Torch's own assertions raise RuntimeError, like any failure, and on a GPU some of them end the
-process.
+process. These are TorchScript too.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def _assert_tensor(condition: torch.Tensor, message: str = "an assertion of the 
         raise DataViolation(message)
 
 
-def _constrain_range(size: int, *, min: int | None = None, max: int | None = None) -> None:
+def _constrain_range(size: int, min: int | None = None, max: int | None = None) -> None:
     low = 0 if min is None else min
+    allowed = f"{low}.." if max is None else f"{low}..{max}"
     if size < low or (max is not None and size > max):
         raise DataViolation(
-            f"a size that the inputs' values determine is {size}; allowed: "
-            f"{low}..{'' if max is None else max}"
+            f"a size that the inputs' values determine is {size}; allowed: {allowed}"
         )
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from slipway.program import index_bounds, linears, traps
+from slipway.program.assertions import ASSERTIONS
 from slipway.program.cases import AnsweredCase, case_inputs
 from slipway.program.convolutions import prepare_convolutions
 from slipway.program.engine import EngineFailure
@@ -49,10 +50,11 @@ _SIZES: dict[object, str] = {
     torch.ops.aten.sym_size.int: "aten::size",
     torch.ops.aten.sym_stride.int: "aten::stride",
     torch.ops.aten.sym_numel.default: "aten::numel",
+    torch.ops.aten.sym_storage_offset.default: "aten::storage_offset",
 }
 
 # The overloads of operators whose second operand is a tensor, and those where it is a number.
-_FOR_NUMBERS = {"Tensor": "Scalar", "Tensor_mode": "Scalar_mode"}
+_FOR_NUMBERS = {"": "Scalar", "Tensor": "Scalar", "Tensor_mode": "Scalar_mode"}
 
 # Where these know the output's size, the overloads "vec" and "" are one, and the interpreter takes
 # the other than the graph has.
@@ -63,7 +65,14 @@ _OF_ONE_DIMENSION = {
 }
 
 # Functions of ours that graphs may call, written in TorchScript.
-_SCRIPTED = {masked_fill, matmul_div, matmul_mul, *index_bounds.SCRIPTED, *traps.SCRIPTED}
+_SCRIPTED = {
+    masked_fill,
+    matmul_div,
+    matmul_mul,
+    *ASSERTIONS.values(),
+    *index_bounds.SCRIPTED,
+    *traps.SCRIPTED,
+}
 
 _Types = torch._C
 
@@ -181,8 +190,11 @@ class _Builder:
         if target is linears.linear_chain:
             return self._linear_chain(node)
         if target in _SCRIPTED:
-            kinds = [parameter.type for parameter in _script(target).schema.arguments]
-            return self._scripted(target, *map(self._argument, node.args, kinds))
+            inputs = [
+                self._argument(given, parameter.type)
+                for parameter, given in _given(node, _script(target).schema)
+            ]
+            return self._scripted(target, *inputs)
         if not isinstance(target, torch._ops.OpOverload) or node.kwargs.keys() - {
             argument.name for argument in target._schema.arguments
         }:
@@ -231,13 +243,7 @@ class _Builder:
         schema = target._schema
         wanted = target._overloadname.replace("default", "")
         inputs = []
-        for place, parameter in enumerate(schema.arguments):
-            if place < len(node.args) and not parameter.kwarg_only:
-                given = node.args[place]
-            elif parameter.name in node.kwargs:
-                given = node.kwargs[parameter.name]
-            else:
-                given = parameter.default_value
+        for parameter, given in _given(node, schema):
             if _is_tensor(parameter.type) and self._is_number(given):
                 # Python makes such a number a tensor that has no say in the result's dtype, which
                 # is what the overload for numbers does.
@@ -333,6 +339,15 @@ class _Builder:
                 raise NotInterpretableError("several results are used as one")
             return value
         return self._graph.insertConstant(given)
+
+
+def _given(node: fx.Node, schema: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields the parameters of what a node calls, each with its argument or default."""
+    for place, parameter in enumerate(schema.arguments):
+        if place < len(node.args) and not parameter.kwarg_only:
+            yield parameter, node.args[place]
+        else:
+            yield parameter, node.kwargs.get(parameter.name, parameter.default_value)
 
 
 def _remainder(number: int, divisor: int) -> int:

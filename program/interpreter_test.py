@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from torch import fx
 
 from slipway.program import Program
+from slipway.program.assertions import ASSERTIONS
 from slipway.program.cases import AnsweredCase
 from slipway.program.contract import Contract, InputSpec, OutputSpec, TensorSpec
 from slipway.program.engine import EngineFailure
@@ -127,6 +128,44 @@ def test_a_number_divides_and_the_quotient_is_rounded(mode: str | None, number: 
         return [graph.call_function(aten.div.Tensor_mode, (x, number), {"rounding_mode": mode})]
 
     check(build, torch.arange(-9, 9))
+
+
+@pytest.mark.parametrize("x", [torch.arange(-9, 9), torch.linspace(-2, 2, 9)])
+@pytest.mark.parametrize("number", [5, -2.5])
+def test_a_number_divides_and_the_quotient_is_rounded_down(x: torch.Tensor, number: float) -> None:
+    check(lambda graph, x: [graph.call_function(aten.floor_divide.default, (x, number))], x)
+
+
+def test_what_a_graph_asserts_is_asserted() -> None:
+    def build(graph: fx.Graph, x: fx.Node) -> Sequence[Any]:
+        call = graph.call_function
+        found = call(aten.nonzero.default, (x,))
+        count = call(aten.sym_size.int, (found, 0))
+        begin = call(aten.sym_storage_offset.default, (x,))
+        ours = {name.split("::")[1]: function for name, function in ASSERTIONS.items()}
+        call(ours["_assert_scalar.default"], (call(operator.ge, (count, 2)), "two or more"))
+        call(ours["_assert_scalar.default"], (call(operator.le, (begin, 3)), "begins early"))
+        call(
+            ours["_assert_async.default"],
+            (call(aten.all.default, (call(aten.lt.Scalar, (x, 9)),)),),
+        )
+        call(ours["sym_constrain_range_for_size.default"], (count,), {"max": 4})
+        call(ours["sym_constrain_range.default"], (count,))
+        return [found, count, begin]
+
+    check(build, torch.tensor([0, 3, 0, 4]))
+    check(build, torch.arange(8)[3:7])
+    graph = fx.Graph()
+    graph.output(tuple(build(graph, graph.placeholder("x"))))
+    interpreted = InterpretedGraph(graph, {})
+    for values, reason in (
+        (torch.tensor([0, 1, 0]), "two or more"),
+        (torch.tensor([1, 2, 9]), "an assertion of the model"),
+        (torch.tensor([1, 2, 3, 4, 5]), r"is 5; allowed: 0\.\.4"),
+        (torch.arange(8)[4:7], "begins early"),
+    ):
+        with pytest.raises(EngineFailure, match=reason):
+            interpreted.run([values])
 
 
 @pytest.mark.parametrize(
