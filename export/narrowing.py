@@ -23,7 +23,7 @@ from slipway.program.expressions import (
     Constant,
     FloorDivide,
     SymbolReference,
-    holds,
+    compile_test,
     parts_of,
     symbols_of,
 )
@@ -105,11 +105,12 @@ def examine(
     ]
     involved = sorted(mentioned.union(*({s.index for s in symbols_of(a)} for a in relevant)))
     values = [symbol.minimum for symbol in symbols]
+    assumed, test = [compile_test(item) for item in relevant], compile_test(converted)
     points, exhaustive = _points([symbols[position] for position in involved])
     for point in points:
         for position, value in zip(involved, point, strict=True):
             values[position] = value
-        if all(holds(item, values) for item in relevant) and not holds(converted, values):
+        if all(holds(values) for holds in assumed) and not test(values):
             return Verdict(Verdict.Kind.NOT_ALWAYS, tuple(values))
     if exhaustive:
         return Verdict(Verdict.Kind.ALWAYS)
@@ -296,10 +297,10 @@ def _advice_for_one(condition: All, contract: Contract, index: int) -> str:
     symbol = symbols[index]
     values = [item.minimum for item in symbols]
     tried = range(symbol.minimum, symbol.minimum + min(_width(symbol), _ADVICE_SIZES))
-    legal = []
+    legal, test = [], compile_test(condition)
     for size in tried:
         values[index] = size
-        if holds(condition, values):
+        if test(values):
             legal.append(size)
     steps = {later - earlier for earlier, later in itertools.pairwise(legal)}
     name = symbol.name

@@ -30,6 +30,7 @@ __all__ = [
     "children_of",
     "compile_condition",
     "compile_expression",
+    "compile_test",
     "holds",
     "linear_form",
     "parts_of",
@@ -326,10 +327,20 @@ def compile_expression(expression: Expression) -> Callable[[Values], int]:
 
 def holds(condition: Condition, values: Values) -> bool:
     """Returns whether a condition holds; it does not where it divides by zero."""
-    try:
-        return compile_condition(condition)(values)
-    except ZeroDivisionError:
-        return False
+    return compile_test(condition)(values)
+
+
+def compile_test(condition: Condition) -> Callable[[Values], bool]:
+    """Returns what `holds` does for a condition, as a function, which is faster on many values."""
+    compiled = compile_condition(condition)
+
+    def test(values: Values) -> bool:
+        try:
+            return compiled(values)
+        except ZeroDivisionError:
+            return False
+
+    return test
 
 
 def compile_condition(condition: Condition) -> Callable[[Values], bool]:
