@@ -510,6 +510,10 @@ def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype)
         (lambda x: x * torch.fft.rfftfreq(x.shape[1])[0], "from torch.arange"),
         (lambda x: torch.cat(x.chunk(x.shape[0])), "torch.split"),
         (lambda x: x.unfold(0, x.shape[0] // 2, 1), "slices"),
+        (
+            lambda x: torch.istft((x + 0j).T[:1].expand(5, -1), 8, length=x.shape[0]),
+            "leave length out",
+        ),
     ],
 )
 def test_an_operator_that_takes_a_plain_number_is_named(model: Any, advice: str) -> None:

@@ -47,6 +47,7 @@ _TAKE_PLAIN_NUMBERS = {
     r"\bmax_pool\dd\(": "take the largest of all with amax(…, keepdim=True)",
     r"\bone_hot\(": "compare with torch.arange: (indices[..., None] == torch.arange(size)).long()",
     r"\bas_tensor\(": "use torch.tensor() or torch.full()",
+    r"\bistft\(": "leave length out, and cut or pad the result",
     r"\bkron\(": "use torch.einsum and reshape",
     r"\bmulti_dot\(": "multiply with @, in the order that is best",
     r"\b(?:l(?:in|og)space|\w+_window|tri[lu]_indices|r?fftfreq|vander)\(": (
