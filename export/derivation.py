@@ -246,10 +246,30 @@ def _inexpressible(condition: sympy.Basic, guard: Guard) -> ExportError:
     return ExportError(ExportErrorKind.CONSTRAINT_VIOLATION, reason, advice, guard.source)
 
 
+def _without_common_sizes(condition: sympy.Basic, table: SymbolTable) -> sympy.Basic:
+    """Returns a comparison of products without the sizes that both have, if these are never 0.
+
+    `width < height * width`, as strides are compared, is about one size: few are excluded then.
+    """
+    if not isinstance(condition, sympy.Rel):
+        return condition
+    left, right = (sympy.Mul.make_args(side) for side in condition.args)
+    common = [
+        size
+        for size in left
+        if size in right and size in table.index and table.symbols[table.index[size]].minimum > 0
+    ]
+    if not common:
+        return condition
+    numbers = (side.as_coeff_Mul()[0] for side in condition.args)
+    factor = sympy.Mul(sympy.gcd(*numbers), *common)
+    return condition.func(*(side / factor for side in condition.args))
+
+
 def _conditions(guards: Sequence[Guard], table: SymbolTable) -> Iterator[tuple[Guard, sympy.Basic]]:
     """Yields what the guards say of the contract's symbols, each statement for itself."""
     for guard in guards:
-        condition = guard.condition.xreplace(table.meaning)
+        condition = _without_common_sizes(guard.condition.xreplace(table.meaning), table)
         match condition:
             case sympy.Ne(args=(sympy.Mul() as product, sympy.Integer(is_zero=True))):
                 # Of one symbol each, so that whether the graph needs it can be found out.

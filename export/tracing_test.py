@@ -308,6 +308,21 @@ def test_sizes_whose_product_is_another_number_are_tried_together() -> None:
         assert torch.equal(program(torch.ones(shape)), torch.ones(shape) * 3)
 
 
+def test_a_size_that_both_sides_of_a_comparison_have_is_not_part_of_it() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        batch, height, width, channels = x.permute(0, 2, 3, 1).shape
+        windows = x.permute(0, 2, 3, 1).view(batch, height // 4, 4, width // 4, 4, channels)
+        return windows.sum((2, 4))
+
+    symbols = {"batch": (1, 4), "h": (1, 40), "w": (1, 40)}
+    shapes = ("batch, 3, 4*h, 4*w",)
+    program = export(model, torch.randn(2, 3, 12, 20), dynamic_shapes=shapes, symbols=symbols)
+    assert relations(program) == []
+    for shape in ((1, 3, 4, 4), (2, 3, 4, 160), (2, 3, 160, 4)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x))
+
+
 def test_a_product_stays_excluded_where_one_of_its_graphs_is_another() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         if x.shape[0] * x.shape[1] == 64 and x.shape[0] == x.shape[1]:
