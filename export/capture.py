@@ -25,7 +25,7 @@ from torch.export import ExportedProgram
 from torch.export.dynamic_shapes import Dim
 from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.sym_node import SymNode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimConstraints, ShapeEnv
 from torch.fx.proxy import TracerBase
 from torch.utils._sympy.functions import ToFloat
 from torch.utils._sympy.symbol import SymT, make_symbol
@@ -122,6 +122,9 @@ def capture(
             linspace_of_any_length(),
             mock.patch.object(TracerBase, "_filter_traceback_frames", model_frames),
             pooling_of_any_length(),
+            # It makes advice of torch's out of guards, for as long as that takes, or fails. The
+            # contract says what they mean.
+            mock.patch.object(DimConstraints, "solve", lambda constraints: None),
             mock.patch.object(torch, "_debug_has_internal_overlap", _overlap),
             mock.patch.object(FakeTensor, "contiguous", _contiguous),
             mock.patch.object(eager_transforms, "grad_increment_nesting", _refuse_derivative),

@@ -719,6 +719,20 @@ def test_the_largest_of_neighbours_is_found_in_sequences_of_any_length(
         assert torch.equal(program(x), model(x))
 
 
+def test_conditions_that_sympy_cannot_solve_are_left_to_the_contract() -> None:
+    weight = torch.ones(1, 1, 3)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        half = functional.conv1d(x[:, None], weight, stride=2)
+        return functional.conv1d(half, weight, stride=2)[:, 0] * x[:, :-2:2][:, :-2:2]
+
+    program = export(model, torch.randn(2, 50), dynamic_shapes=("2, n",), symbols={"n": (7, 400)})
+    assert relations(program) == []
+    for length in range(7, 60):
+        x = torch.randn(2, length)
+        torch.testing.assert_close(program(x), model(x))
+
+
 @pytest.mark.parametrize("contiguous", [False, True])
 @pytest.mark.parametrize("dimension", [0, 1, 2])
 def test_a_loop_runs_along_any_dimension_whatever_was_traced_before(
