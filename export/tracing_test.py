@@ -690,6 +690,16 @@ def test_numbers_that_are_evenly_spaced_may_be_as_many_as_a_size(model: Any) -> 
         torch.testing.assert_close(program(x), model(x))
 
 
+def test_evenly_spaced_numbers_begin_and_end_exactly() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return torch.linspace(-0.7, 0.3, x.shape[0])
+
+    program = export(model, torch.ones(3), dynamic_shapes=("n",), symbols={"n": (2, 300)})
+    for count in range(2, 300):
+        x = torch.ones(count)
+        assert torch.equal(program(x)[[0, -1]], model(x)[[0, -1]])
+
+
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(
     "model",
