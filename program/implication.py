@@ -24,8 +24,7 @@ from slipway.program.expressions import (
     Condition,
     Constant,
     Negation,
-    Values,
-    compile_condition,
+    compile_test,
     parts_of,
     symbols_of,
     weight_of,
@@ -287,13 +286,13 @@ class Domain:
         indices = tuple(involved)
         assumptions = self._about(frozenset(indices))
         self.work.take(count * (len(indices) + sum(map(weight_of, assumptions))))
-        tests = [_total(item) for item in assumptions]
+        tests = [compile_test(item) for item in assumptions]
         named = (dict(zip(indices, point, strict=True)) for point in points)
         return [point for point in named if all(test(point) for test in tests)]
 
     def _settled(self, condition: Condition, points: Sequence[_Point]) -> Finding:
         self.work.take(len(points) * weight_of(condition))
-        holds_at = _total(condition)
+        holds_at = compile_test(condition)
         failing = [point for point in points if not holds_at(point)]
         if not failing:
             return Finding(Answer.ALWAYS)
@@ -319,7 +318,7 @@ class Domain:
         count = _CORNER_POINTS + _RANDOM_POINTS
         points = self._legal(itertools.chain(corners, sampled), count, axes)
         self.work.take(len(points) * weight_of(condition))
-        holds_at = _total(condition)
+        holds_at = compile_test(condition)
         for point in points:
             if not holds_at(point):
                 return Finding(Answer.SOMETIMES, point)
@@ -347,7 +346,7 @@ class Domain:
     def _legality(self, index: int) -> Callable[[int], bool]:
         """Returns whether a size of a symbol satisfies the conditions on that symbol alone."""
         conditions = self._own.get(index, [])
-        tests = [_total(item) for item in conditions]
+        tests = [compile_test(item) for item in conditions]
         weight = sum(map(weight_of, conditions))
 
         def legal(candidate: int) -> bool:
@@ -381,19 +380,6 @@ def is_small(condition: Condition) -> bool:
 @functools.cache
 def _mentioned(condition: Condition) -> frozenset[int]:
     return frozenset(item.index for item in symbols_of(condition))
-
-
-def _total(condition: Condition) -> Callable[[Values], bool]:
-    """Returns a test of a condition that is false where it divides by zero."""
-    compiled = compile_condition(condition)
-
-    def test(values: Values) -> bool:
-        try:
-            return compiled(values)
-        except ZeroDivisionError:
-            return False
-
-    return test
 
 
 def _drawn(source: random.Random, interval: Interval) -> int:

@@ -150,7 +150,7 @@ def test_what_a_graph_asserts_is_asserted() -> None:
             (call(aten.all.default, (call(aten.lt.Scalar, (x, 9)),)),),
         )
         call(ours["sym_constrain_range_for_size.default"], (count,), {"max": 4})
-        call(ours["sym_constrain_range.default"], (count,))
+        call(ours["sym_constrain_range.default"], (count,), {"min": 2})
         return [found, count, begin]
 
     check(build, torch.tensor([0, 3, 0, 4]))

@@ -139,7 +139,7 @@ def is_lack_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)
         # Torch's own allocations, and what it maps.
-        or (isinstance(error, RuntimeError) and os.strerror(errno.ENOMEM) in str(error))
+        or os.strerror(errno.ENOMEM) in str(error)
         # So it is called if the host has none for the copies.
         or _cuda_code(error) == _CUDA_OUT_OF_MEMORY
     )
