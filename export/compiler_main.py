@@ -89,7 +89,7 @@ def _check(program_directory: Path, target: str, options: argparse.Namespace) ->
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, fromfile_prefix_chars="@")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--label", default="program", help="the target, for messages")
     parser.add_argument("--compiler", required=True, type=Path, help="a GNU C++ compiler")
     parser.add_argument(

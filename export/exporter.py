@@ -139,7 +139,7 @@ def _invalid(reason: str, advice: str, error: BaseException | None = None) -> Ex
 
 def main(arguments: Sequence[str]) -> int:
     """Exports as the command line says; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, fromfile_prefix_chars="@")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--label", required=True, help="the target, for messages")
     parser.add_argument("--entry_point", required=True, help="MODULE:FUNCTION")
     parser.add_argument("--import_root", action="append", default=[], help="for sys.path")

@@ -144,17 +144,19 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def run(workspace: Path, entry_point: str, output: Path, **environment: str) -> str:
-    """Runs the exporter in a process of its own; returns what it says, "" if all went well."""
+    """Exports in a process of its own; returns what it says, "" if all went well."""
+    return run_exporter(
+        "--label=//models:it",
+        f"--entry_point={entry_point}",
+        f"--import_root={workspace}",
+        f"--output={output}",
+        **environment,
+    )
+
+
+def run_exporter(*arguments: str, **environment: str) -> str:
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "slipway.export.exporter",
-            "--label=//models:it",
-            f"--entry_point={entry_point}",
-            f"--import_root={workspace}",
-            f"--output={output}",
-        ],
+        [sys.executable, "-m", "slipway.export.exporter", *arguments],
         env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **environment},
         cwd=environment.get("PWD", "/"),
         capture_output=True,
@@ -372,11 +374,15 @@ def test_an_entry_point_may_change_the_directory(
     assert Path.cwd() == tmp_path
 
 
-def test_options_may_come_from_a_file(workspace: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    parameters = tmp_path / "parameters"
-    parameters.write_text(
-        f"--label=//models:it\n--entry_point=models.model:export_spec\n--output={output}\n"
-    )
-    assert main([f"@{parameters}"]) == 0
-    assert load(output).contract.symbols[0].name == "n"
+def test_labels_in_a_file_of_options_may_be_of_other_repositories(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """They begin with "@", as the names of such files do."""
+    save_file({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, tmp_path / "it.safetensors")
+    options = tmp_path / "options"
+    lines = ["--label", "@shop//models:it", "--entry_point=models.model:without_values"]
+    lines += ["--weights", "@checkpoints//:it.safetensors", str(tmp_path / "it.safetensors")]
+    lines += [f"--import_root={workspace}", f"--output={tmp_path / 'out'}"]
+    options.write_text("\n".join(lines) + "\n")
+    assert run_exporter(f"@{options}") == ""
+    assert load(tmp_path / "out")(torch.ones(2, 3)).tolist() == [[4.0, 4.0]] * 2
