@@ -31,6 +31,7 @@ __all__ = ["Speed", "check_compiled", "measure_speed"]
 
 _MAXIMUM_ELEMENTS = 1 << 18
 _MAXIMUM_CALLS = 10
+_ROUNDS = 15
 
 _Call = tuple[str, list[torch.Tensor]]
 
@@ -139,7 +140,7 @@ class Speed:
         return self.graph / self.compiled
 
 
-def measure_speed(program: Program, directory: Path, name: str, *, rounds: int = 15) -> Speed:
+def measure_speed(program: Program, directory: Path, name: str) -> Speed:
     """Returns how fast a method is either way as servers run it, here and on one thread."""
     _, tensors = next(example_calls(program, name))
     method = program.methods[name]
@@ -149,7 +150,7 @@ def measure_speed(program: Program, directory: Path, name: str, *, rounds: int =
     code = method.engine
     results: dict[str, list[float]] = {"graph": [], "compiled": []}
     with torch.inference_mode():
-        for number in range(rounds + 2):
+        for number in range(_ROUNDS + 2):
             for kind in results:
                 method.use(code if kind == "compiled" else graph)
                 start = time.perf_counter()

@@ -20,36 +20,12 @@ def _require(condition: bool) -> None:
     torch._check(condition)  # type: ignore[no-untyped-call]
 
 
-def _outputs(
-    inputs: torch.Tensor,
-    hidden: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    bidirectional: bool,
-    batch_first: bool,
-) -> torch.Tensor:
-    """Returns a tensor of the shape and layout of what a layer gives for each step."""
-    steps, rows = (inputs.shape[1], inputs.shape[0]) if batch_first else inputs.shape[:2]
-    _require(inputs.shape[2] == weights[0].shape[1])
-    _require(hidden.shape[1] == rows)
-    result = inputs.new_empty(steps, rows, hidden.shape[2] * (2 if bidirectional else 1))
-    return result.transpose(0, 1) if batch_first else result
-
-
 def _lstm(
-    inputs: torch.Tensor,
-    states: Sequence[torch.Tensor],
-    weights: Sequence[torch.Tensor],
-    has_biases: bool,
-    layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
+    inputs: torch.Tensor, states: Sequence[torch.Tensor], *others: Any
 ) -> tuple[torch.Tensor, ...]:
     hidden, cells = states
     _require(cells.shape[1] == hidden.shape[1])
-    results = _outputs(inputs, hidden, weights, bidirectional, batch_first)
-    return results, hidden.new_empty(hidden.shape), cells.new_empty(cells.shape)
+    return *_recurrent(inputs, hidden, *others), cells.new_empty(cells.shape)
 
 
 def _recurrent(
@@ -63,7 +39,13 @@ def _recurrent(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[torch.Tensor, ...]:
-    results = _outputs(inputs, hidden, weights, bidirectional, batch_first)
+    """Returns what a layer gives of all steps and of the last, as to shapes and layouts."""
+    steps, rows = (inputs.shape[1], inputs.shape[0]) if batch_first else inputs.shape[:2]
+    _require(inputs.shape[2] == weights[0].shape[1])
+    _require(hidden.shape[1] == rows)
+    results = inputs.new_empty(steps, rows, hidden.shape[2] * (2 if bidirectional else 1))
+    if batch_first:
+        results = results.transpose(0, 1)
     return results, hidden.new_empty(hidden.shape)
 
 

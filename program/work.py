@@ -18,8 +18,8 @@ class TooMuchWorkError(Exception):
 class Work:
     """What is left of the steps that may be taken, counted alike on every machine."""
 
-    def __init__(self, steps: int = _STEPS) -> None:
-        self._left = steps
+    def __init__(self) -> None:
+        self._left = _STEPS
 
     def take(self, steps: int) -> None:
         """Takes steps from what is left. Raises: TooMuchWorkError, from then on always."""
