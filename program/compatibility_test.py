@@ -531,6 +531,64 @@ def test_nesting_counts_for_callers_in_python() -> None:
     assert not list(compare(old, old).breaking(python=True))
 
 
+def taking(by_position: str, by_keyword: str) -> Contract:
+    """A contract of arguments that are one tensor each, with names of one letter."""
+    contract = contract_of([], {name: () for name in by_position + by_keyword})
+    positional = Tree(Kind.TUPLE, (LEAF,) * len(by_position))
+    keyword = Tree(Kind.DICT, (LEAF,) * len(by_keyword), tuple(by_keyword))
+    tree = Tree(Kind.TUPLE, (positional, keyword))
+    return replace(contract, input_tree=tree, parameters=tuple(by_position))
+
+
+def returning(tree: Tree, *names: str) -> Contract:
+    return replace(contract_of([], {}, outputs={name: () for name in names}), output_tree=tree)
+
+
+def dict_of(*keys: str) -> Tree:
+    return Tree(Kind.DICT, (LEAF,) * len(keys), keys)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "verdict", "reason"),
+    [
+        (taking("xy", ""), taking("xy", ""), Verdict.UNCHANGED, ""),
+        (taking("xy", ""), taking("yx", ""), Verdict.INCOMPATIBLE, "by position are others"),
+        (taking("xy", ""), taking("x", "y"), Verdict.INCOMPATIBLE, "by position are others"),
+        (taking("x", "y"), taking("xy", ""), Verdict.WIDENED, "more can be given by position"),
+        (taking("x", ""), taking("xy", ""), Verdict.INCOMPATIBLE, "all arguments must be given"),
+        (
+            returning(dict_of("a", "b"), "a", "b"),
+            returning(dict_of("a", "b"), "b", "a"),
+            Verdict.INCOMPATIBLE,
+            "a result is in the place of another",
+        ),
+        (
+            returning(dict_of("a"), "a"),
+            returning(dict_of("a", "b"), "a", "b"),
+            Verdict.WIDENED,
+            "dicts have further keys",
+        ),
+        (
+            returning(dict_of("a", "b"), "a", "b"),
+            returning(dict_of("a"), "a"),
+            Verdict.INCOMPATIBLE,
+            "results are nested in another way",
+        ),
+    ],
+)
+def test_how_calls_in_python_are_written_counts_for_them(
+    old: Contract, new: Contract, verdict: Verdict, reason: str
+) -> None:
+    clauses = compare({"forward": old}, {"forward": new}).methods["forward"]
+    changed = [
+        clause
+        for clause in clauses
+        if clause.python_only and clause.verdict is not Verdict.UNCHANGED
+    ]
+    assert [clause.verdict for clause in changed] == [verdict] * (verdict is not Verdict.UNCHANGED)
+    assert all(reason in clause.reason for clause in changed)
+
+
 def test_a_layout_that_is_required_counts_for_callers_in_python() -> None:
     any_layout, contiguous = of(A), replace(of(A), contiguous=True)
     differences = compare({"f": any_layout}, {"f": contiguous})
