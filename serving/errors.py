@@ -111,12 +111,12 @@ class FieldViolation:
     Attributes:
       field: where, as a path in the request: `inputs[x].shape[0]`.
       description: a sentence that says what it was and what is allowed.
-      reason: a word for programs, such as `RANK`; empty where the description says it all.
+      reason: a word for programs, such as `RANK`.
     """
 
     field: str
     description: str
-    reason: str = ""
+    reason: str
 
 
 class ServingError(SlipwayError):

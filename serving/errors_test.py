@@ -43,7 +43,7 @@ def test_one_violation_is_a_sentence_and_several_are_a_list() -> None:
 
 
 def test_no_more_than_a_few_violations_are_written_out() -> None:
-    violations = [FieldViolation(f"inputs[{n}]", f"reason {n}") for n in range(10_000)]
+    violations = [FieldViolation(f"inputs[{n}]", f"reason {n}", "RANK") for n in range(10_000)]
     text = str(InvalidRequestError.of("m", violations))
     assert "for 10000 reasons:\n- reason 0\n" in text
     assert text.endswith("\n- reason 19\n- and 9980 more")

@@ -67,7 +67,7 @@ class RefusalCounts:
     def add(self, error: ServingError) -> None:
         """Counts a request that is answered with `error`."""
         code = error.status.name
-        kinds = {violation.reason or code for violation in error.violations} or {code}
+        kinds = {violation.reason for violation in error.violations} or {code}
         with self._lock:
             self._codes[code] += 1
             self._kinds.update(kinds)

@@ -217,7 +217,5 @@ def _attributes(record: RequestRecord, error: ServingError | None) -> dict[str, 
         attributes["slipway.batch.rows"] = record.batch_rows
         attributes["slipway.batch.requests"] = record.batch_requests
     if error is not None and error.violations:
-        attributes["slipway.refusal.kinds"] = sorted(
-            {item.reason for item in error.violations if item.reason}
-        )
+        attributes["slipway.refusal.kinds"] = sorted({item.reason for item in error.violations})
     return attributes
