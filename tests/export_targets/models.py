@@ -11,20 +11,20 @@ from slipway.export import Dim, ExportSpec, data_path, load_weights
 
 
 class Scaler(nn.Module):
-    """Returns scale * x + shift, for x of shape (rows, width); float32."""
+    """Returns scale * x + shift, for x of shape (rows, 3); float32."""
 
-    def __init__(self, width: int = 3) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(width))
-        self.shift = nn.Parameter(torch.zeros(width))
+        self.scale = nn.Parameter(torch.ones(3))
+        self.shift = nn.Parameter(torch.zeros(3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.scale * x + self.shift
 
 
-def spec(model: nn.Module, width: int = 3) -> ExportSpec:
+def spec(model: nn.Module) -> ExportSpec:
     rows = Dim("rows", min=1, max=16)
-    return ExportSpec(model=model, args=torch.ones(2, width), dynamic_shapes={"x": {0: rows}})
+    return ExportSpec(model=model, args=torch.ones(2, 3), dynamic_shapes={"x": {0: rows}})
 
 
 def scaler() -> ExportSpec:
@@ -34,14 +34,6 @@ def scaler() -> ExportSpec:
 def scaler_without_values() -> ExportSpec:
     with torch.device("meta"):
         return ExportSpec(model=Scaler(), args=torch.ones(2, 3, device="cpu"))
-
-
-def wider_scaler() -> ExportSpec:
-    return spec(Scaler(4), 4)
-
-
-def function() -> ExportSpec:
-    return ExportSpec(model=lambda x: x + 1, args=torch.ones(2))
 
 
 def configured() -> ExportSpec:
