@@ -98,7 +98,7 @@ def trace_and_settle(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     declared: Declarations,
-    accept_narrowing: str | None = None,
+    accept_narrowing: str | None,
 ) -> tuple[Traced, Contract]:
     """Returns the graph for an example, and the contract that `settle` gives it.
 

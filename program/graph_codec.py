@@ -61,7 +61,7 @@ class GraphEncodingError(ValueError):
 class OperatorTable:
     """The operators of all graphs of a program, which nodes refer to by index."""
 
-    def __init__(self, names: Sequence[str], custom_ops: Collection[str] = ()) -> None:
+    def __init__(self, names: Sequence[str], custom_ops: Collection[str]) -> None:
         self._custom_ops = custom_ops
         self.names = sorted(set(names))
         self._index = {name: index for index, name in enumerate(self.names)}

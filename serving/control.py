@@ -40,7 +40,7 @@ class RepositoryControl:
         loader: Loader,
         mode: ControlMode,
         on_change: Callable[[], None],
-        poll_seconds: float = 5.0,
+        poll_seconds: float,
     ) -> None:
         """Changes nothing yet.
 

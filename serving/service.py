@@ -49,8 +49,8 @@ class InferenceService:
         self,
         repository: Repository,
         control: RepositoryControl,
-        shared_memory: SharedMemoryRegions | None = None,
-        log: LogControl | None = None,
+        shared_memory: SharedMemoryRegions | None,
+        log: LogControl | None,
     ) -> None:
         """Makes a service in the phase LOADING.
 
