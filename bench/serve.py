@@ -68,13 +68,13 @@ class System:
     def __init__(self, subjects: dict[str, tuple[Target, list[Request]]]) -> None:
         self.subjects = subjects
 
-    def wait_until_ready(self, seconds: float = 60) -> None:
+    def wait_until_ready(self) -> None:
         """Returns when every subject has been answered.
 
         Raises:
           RuntimeError: that took too long.
         """
-        end = time.monotonic() + seconds
+        end = time.monotonic() + 60
         for target, made in self.subjects.values():
             while True:
                 try:

@@ -139,7 +139,7 @@ class Worker:
         self._process.wait()
 
 
-def slipway_server(flags: Sequence[str] = ()) -> ServerProcess:
+def slipway_server(flags: Sequence[str]) -> ServerProcess:
     """Starts //examples:server on a free port, with `flags` after its own."""
     command = [str(_runfile("slipway/examples/server")), "--port=0", "--log-level=error", *flags]
     return ServerProcess(command, dict(os.environ) | _runfiles().EnvVars(), prefix="slipway:")

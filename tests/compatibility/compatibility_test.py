@@ -63,7 +63,7 @@ def offer(golden: Path, verdicts: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kinds_are_exported_as_they_were(kind: str, tmp_path: Path) -> None:
+def test_kinds_are_exported_as_they_were(kind: str) -> None:
     """The same model gives the same contract, whatever else may change in its graph."""
     torch.manual_seed(0)
     program = export_spec(KINDS[kind]())

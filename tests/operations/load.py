@@ -21,15 +21,17 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 TIMEOUT = 120.0
 """Seconds after which a request counts as lost; much longer than anything should take."""
 
+_PAUSE = 0.002
+"""Seconds between an answer and the client's next request."""
+
 _ROW = (1.0, 2.0, 3.0, 4.0)
 _ANSWER = [sum(w * x for w, x in zip(row, _ROW, strict=True)) for row in AFFINE_WEIGHT.tolist()]
 
 
-def affine_request(identifier: str, rows: int = 1, version: str = "") -> protocol.ModelInferRequest:
+def affine_request(identifier: str, rows: int = 1) -> protocol.ModelInferRequest:
     """Returns a request to `affine` with `rows` rows."""
     request = protocol.ModelInferRequest(
         model_name="affine",
-        model_version=version,
         id=identifier,
         raw_input_contents=[struct.pack("<4f", *_ROW) * rows],
     )
@@ -100,13 +102,12 @@ class Load:
       versions: the answers by version and scale.
     """
 
-    def __init__(self, address: str, clients: int = 4, pause: float = 0.002) -> None:
+    def __init__(self, address: str, clients: int = 4) -> None:
         self.answered = self.lost = 0
         self.failed: Counter[tuple[grpc.StatusCode, str]] = Counter()
         self.wrong: list[str] = []
         self.versions: Counter[tuple[str, float]] = Counter()
         self._address = address
-        self._pause = pause
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [
@@ -158,7 +159,7 @@ class Load:
     def _ask(self, client: int) -> None:
         with open_channel(self._address) as channel:
             number = 0
-            while not self._stop.wait(self._pause):
+            while not self._stop.wait(_PAUSE):
                 number += 1
                 self._ask_once(channel, f"{client}-{number}", rows=1 + number % 3)
 
@@ -181,10 +182,10 @@ class Load:
                 self.versions[response.model_version, round(scale, 3)] += 1
 
 
-def wait_until(is_true: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
+def wait_until(is_true: Callable[[], bool], what: str) -> None:
     """Waits until a condition holds. Raises: TimeoutError, which says for `what`."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + TIMEOUT
     while not is_true():
         if time.monotonic() > end:
-            raise TimeoutError(f"waited {timeout:g} seconds for {what}")
+            raise TimeoutError(f"waited {TIMEOUT:g} seconds for {what}")
         time.sleep(0.02)

@@ -201,7 +201,7 @@ def test_only_plain_names_are_opened(client: InferenceServerClient, key: str) ->
 
 
 def test_what_is_no_file_of_the_servers_user_is_not_opened(
-    client: InferenceServerClient, make_file: Callable[[int], str], tmp_path: Path
+    client: InferenceServerClient, make_file: Callable[[int], str]
 ) -> None:
     name = make_file(8)
     status, text = refused(lambda: client.register_system_shared_memory("r", f"{name}_not", 8))
