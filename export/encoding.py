@@ -41,8 +41,7 @@ def encode(
     for item in placeholders:
         for placeholder, (name, tensor) in item.weights.items():
             shared = canonical.setdefault(_storage_key(tensor), name)
-            if weights.setdefault(shared, tensor) is not tensor:
-                tensor = weights[shared]
+            weights.setdefault(shared, tensor)
             item.weights[placeholder] = (shared, tensor)
     ordered = {name: weights[name] for name in sorted(weights)}
     index = {name: position for position, name in enumerate(ordered)}

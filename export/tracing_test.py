@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import operator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,38 @@ def test_a_product_stays_excluded_where_one_of_its_graphs_is_another() -> None:
     ) as caught:
         exported(model, torch.ones(3, 4), symbols={"n": (1, 64), "m": (1, 64)})
     assert caught.value.advice.startswith('state what the model needs: relations=["m*n != 64"')
+
+
+@pytest.mark.parametrize("example", [(2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize("combine", [operator.and_, operator.or_])
+def test_a_branch_on_two_conditions_lets_in_the_sizes_that_take_it(
+    combine: Callable[[Any, Any], Any], example: tuple[int, int]
+) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if combine(x.shape[0] > 2, x.shape[1] > 2) else x * 3
+
+    program = exported(model, torch.ones(example), accept_narrowing="as in use", batching=False)
+    taken = model(torch.ones(example))[0, 0]
+    for shape in itertools.product(range(1, 6), repeat=2):
+        x = torch.ones(shape)
+        if model(x)[0, 0] == taken:
+            assert torch.equal(program(x), model(x))
+        else:
+            with pytest.raises(ContractViolation):
+                program(x)
+
+
+def test_where_only_multiples_can_occur_the_advice_declares_them() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        whole = x[: x.shape[0] // 2 * 2, : x.shape[1] // 4 * 4]
+        return x.reshape(-1) + whole.reshape(-1)
+
+    with pytest.raises(ExportError) as caught:
+        exported(model, torch.ones(4, 8), symbols={"n": (1, 16), "m": (1, 16)})
+    assert "declare them as such (4*k for m and 2*k for n); or state" in caught.value.advice
+    program = export(model, torch.ones(4, 8), dynamic_shapes=("2*n, 4*m",), symbols=SYMBOLS)
+    assert relations(program) == []
+    assert torch.equal(program(torch.ones(2, 4)), torch.full((8,), 2.0))
 
 
 class Positions(nn.Module):
