@@ -18,7 +18,7 @@ from slipway.program.assertions import ASSERTIONS
 from slipway.program.cases import AnsweredCase
 from slipway.program.contract import Contract, InputSpec, OutputSpec, TensorSpec
 from slipway.program.engine import EngineFailure
-from slipway.program.errors import NotInterpretableError
+from slipway.program.errors import CompiledCodeError, NotInterpretableError
 from slipway.program.expressions import Constant
 from slipway.program.interpreter import InterpretedGraph, use_interpreter
 from slipway.program.operators import operator_schema
@@ -275,8 +275,8 @@ def test_a_division_by_0_fails_and_does_not_end_the_process(target: Any) -> None
         interpreted.run([torch.ones(0)])
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_programs_on_any_device_are_tried_with_their_cases_there(device: str) -> None:
+def doubling(device: str = "cpu") -> Program:
+    """A program of one case, which multiplies two numbers by 2."""
     pair, leaf = TensorSpec(ScalarType.FLOAT32, (Constant(2),)), Tree(Kind.LEAF)
     contract = Contract(
         method="forward",
@@ -293,12 +293,51 @@ def test_programs_on_any_device_are_tried_with_their_cases_there(device: str) ->
     graph.nodes.add(operator=0, arguments=[pb.Argument(value=0), pb.Argument(value=1)])
     graph.outputs.add(value=2)
     case = AnsweredCase("forward", {"x": torch.ones(2)}, {"y": torch.full((2,), 2.0)})
-    program = Program(
+    return Program(
         {"forward": contract},
         graphs,
         {"weight": torch.full((2,), 2.0, device=device)},
         device=torch.device(device),
         cases=lambda: [case],
     )
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_programs_on_any_device_are_tried_with_their_cases_there(device: str) -> None:
+    program = doubling(device)
     assert use_interpreter(program) == []
     assert program.methods["forward"].engine is not None
+
+
+class Fails:
+    """An engine that cannot do what the graph can."""
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
+        raise EngineFailure("as it says")
+
+
+def test_a_call_that_only_an_engine_cannot_do_is_done_by_the_graph(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    program = doubling()
+    program.methods["forward"].use(Fails())
+    assert program(torch.ones(2)).tolist() == [2.0, 2.0]
+    assert "the engine of method 'forward' failed where its graph does not: as it says" in (
+        caplog.text
+    )
+
+
+class GivesThree:
+    """An engine that gives another shape than is promised."""
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
+        return [torch.ones(3)]
+
+
+def test_a_shape_that_an_engine_gives_against_the_contract_is_named() -> None:
+    program = doubling()
+    program.methods["forward"].use(GivesThree())
+    with pytest.raises(
+        CompiledCodeError, match=r"output 'y' of .* is \[3\]; the contract promises \[2\]"
+    ):
+        program(torch.ones(2))
