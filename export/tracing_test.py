@@ -24,7 +24,7 @@ from slipway.export import (
     export,
     export_spec,
 )
-from slipway.program import ContractViolation, Program, load
+from slipway.program import ContractViolation, Program, Symbol, load
 
 SYMBOLS = {"n": (1, 9), "m": (1, 9)}
 
@@ -354,6 +354,25 @@ def test_a_branch_on_two_conditions_lets_in_the_sizes_that_take_it(
         else:
             with pytest.raises(ContractViolation):
                 program(x)
+
+
+def test_the_range_of_an_inferred_size_ends_where_the_graph_does() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if 3 < x.shape[0] < 20 else x
+
+    program = export(model, torch.ones(5), dynamic_shapes={"x": {0: Dim.AUTO}})
+    assert program.contract.symbols == (Symbol("x_0", 4, 19),)
+    assert relations(program) == []
+
+
+def test_an_inferred_size_has_a_name_that_no_other_has() -> None:
+    program = export(
+        lambda x, y: (x * 2, y * 3),
+        (torch.ones(2), torch.ones(4)),
+        dynamic_shapes={"x": {0: Dim("y_0", min=1, max=9)}, "y": {0: Dim.AUTO}},
+    )
+    assert [symbol.name for symbol in program.contract.symbols] == ["y_0", "y_0_"]
+    assert program(torch.ones(9), torch.ones(3))[1].tolist() == [3.0] * 3
 
 
 def test_where_only_multiples_can_occur_the_advice_declares_them() -> None:
