@@ -83,6 +83,11 @@ class ServerSettings:
         "processes that serve the same port, each on its own; more than one are supervised",
         maximum=1024,
     )
+    silence_seconds: float = seconds(
+        60.0,
+        "how long a process that is supervised may give no sign of life, such as one that is "
+        "stopped or deadlocked, before it is killed and started again; 0 for as long as it likes",
+    )
 
     @property
     def is_supervised(self) -> bool:

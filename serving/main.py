@@ -76,7 +76,10 @@ def _supervise(settings: Configuration, arguments: Sequence[str], log: LogContro
         arguments = [*arguments, "--metrics-port=0"]
     with reserve_port(server.host, server.port) as reserved:
         command = worker_command(arguments, reserved.getsockname()[1])
-        return Supervisor(command, server.processes, server.grace_seconds).run(stop)
+        supervisor = Supervisor(
+            command, server.processes, server.grace_seconds, server.silence_seconds
+        )
+        return supervisor.run(stop)
 
 
 def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:

@@ -1,8 +1,9 @@
 """A process that keeps server processes running.
 
 It starts them, restarts one that ends, after a pause that doubles each time, and stops them when it
-is stopped. With several, the system spreads connections over them: all listen on one port
-(SO_REUSEPORT), and what they map of the repository lies in memory once.
+is stopped. One that gives no sign of life is killed, and then started again like others. With
+several, the system spreads connections over them: all listen on one port (SO_REUSEPORT), and what
+they map of the repository lies in memory once.
 
 It imports no torch, opens no gRPC and serves nothing, so there is little that could end it; should
 it be killed, its workers drain and end.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import signal
@@ -43,6 +45,9 @@ _WORKED = 60.0
 _MARGIN = 10.0
 """Seconds that workers get to end, beyond their grace period."""
 
+_LOOK = 1.0
+"""Seconds between two looks for signs of life of a worker, which gives two in that time."""
+
 
 @dataclass(slots=True)
 class _Worker:
@@ -51,6 +56,7 @@ class _Worker:
     Attributes:
       index: from 0.
       process: the present one; None while it waits to be started again.
+      link: to its standard input, over which it gives signs of life.
       started: when it was, by the monotonic clock.
       pause: how long to wait before the next start, in seconds.
       due: when to start it, by the same clock.
@@ -59,6 +65,7 @@ class _Worker:
 
     index: int
     process: subprocess.Popen[str] | None = None
+    link: socket.socket | None = None
     started: float = 0.0
     pause: float = _FIRST_PAUSE
     due: float = 0.0
@@ -73,11 +80,14 @@ class Supervisor:
       command: of each of them; it is to end when its standard input does.
       count: how many there are.
       grace_seconds: how long each may take to end after SIGTERM.
+      silence_seconds: how long one that has called `follow_parent` may give no sign of life before
+        it is killed; 0 for as long as it likes.
     """
 
     command: Sequence[str]
     count: int
     grace_seconds: float
+    silence_seconds: float = 0.0
     _events: queue.SimpleQueue[tuple[str, _Worker | None, str]] = field(
         default_factory=queue.SimpleQueue
     )
@@ -130,21 +140,53 @@ class Supervisor:
             return "", None, ""
 
     def _start(self, worker: _Worker) -> None:
-        worker.process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            errors="replace",  # libraries of operators may write anything
-            # A key that interrupts this process must not reach it twice.
-            start_new_session=True,
-        )
+        worker.link, its_end = socket.socketpair()
+        with its_end:
+            worker.process = subprocess.Popen(
+                self.command,
+                stdin=its_end,
+                stdout=subprocess.PIPE,
+                text=True,
+                errors="replace",  # libraries of operators may write anything
+                # A key that interrupts this process must not reach it twice.
+                start_new_session=True,
+            )
         worker.started, worker.is_ready = time.monotonic(), False
         _LOGGER.info("worker %d is process %d", worker.index, worker.process.pid)
         reader = threading.Thread(
             target=self._read, args=(worker, worker.process), name="worker output", daemon=True
         )
         reader.start()
+        listener = threading.Thread(
+            target=self._listen,
+            args=(worker, worker.process, worker.link),
+            name="worker life",
+            daemon=True,
+        )
+        listener.start()
+
+    def _listen(self, worker: _Worker, process: subprocess.Popen[str], link: socket.socket) -> None:
+        """Kills a worker that has given signs of life, and then gives none for too long."""
+        # Looks in vain are counted rather than seconds: what stops all processes alike, such as a
+        # container that is paused, is no fault of the worker's.
+        allowed = math.ceil(self.silence_seconds / _LOOK) or math.inf
+        in_vain, has_begun = 0, False
+        with link, contextlib.suppress(OSError):
+            link.settimeout(_LOOK)
+            while in_vain < allowed:
+                try:
+                    if not link.recv(1024):
+                        return
+                    in_vain, has_begun = 0, True
+                except TimeoutError:
+                    in_vain += has_begun
+            _LOGGER.error(
+                "worker %d, process %d, has given no sign of life for %g seconds, and is killed",
+                worker.index,
+                process.pid,
+                self.silence_seconds,
+            )
+            process.kill()
 
     def _read(self, worker: _Worker, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -159,7 +201,7 @@ class Supervisor:
 
     def _schedule(self, worker: _Worker, code: int) -> None:
         """Has a worker that ended started again after a pause."""
-        _close_input(worker)
+        _end_input(worker)
         worker.process = None
         if time.monotonic() - worker.started > _WORKED:
             worker.pause = _FIRST_PAUSE
@@ -188,7 +230,7 @@ class Supervisor:
                 _LOGGER.error("worker %d does not end, and is killed", worker.index)
                 worker.process.kill()
                 code = worker.process.wait()
-            _close_input(worker)
+            _end_input(worker)
             codes.append(code if code >= 0 else 1)
         return max(codes, default=0)
 
@@ -233,7 +275,10 @@ def worker_command(arguments: Sequence[str], port: int) -> list[str]:
 
 
 def follow_parent(stop: threading.Event) -> None:
-    """Sets `stop` when the parent is gone, which holds the other end of the standard input."""
+    """Sets `stop` when the parent is gone, which holds the other end of the standard input.
+
+    From now on, it gets signs of life.
+    """
 
     def wait() -> None:
         with contextlib.suppress(OSError):
@@ -241,7 +286,14 @@ def follow_parent(stop: threading.Event) -> None:
                 pass
         stop.set()
 
+    def beat() -> None:
+        # A thread of Python's: it is as silent as all others where one keeps the interpreter lock.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(0)) as link:
+            while link.send(b"."):
+                time.sleep(_LOOK / 2)
+
     threading.Thread(target=wait, name="parent", daemon=True).start()
+    threading.Thread(target=beat, name="life", daemon=True).start()
 
 
 def _pass_on(line: str) -> None:
@@ -259,7 +311,8 @@ def _ending(code: int) -> str:
         return f"signal {-code}"
 
 
-def _close_input(worker: _Worker) -> None:
-    assert worker.process is not None
-    assert worker.process.stdin is not None
-    worker.process.stdin.close()
+def _end_input(worker: _Worker) -> None:
+    assert worker.link is not None
+    # The thread that reads from it closes it.
+    with contextlib.suppress(OSError):  # it is closed already
+        worker.link.shutdown(socket.SHUT_RDWR)

@@ -160,3 +160,47 @@ sys.stdin.read()
     running.join(30)
     assert not running.is_alive()
     assert printed + capfd.readouterr().out == "slipway: serving it\n"
+
+
+STOPPED = """
+import os, pathlib, signal, sys, threading
+from slipway.serving.supervisor import follow_parent
+been_here, again = map(pathlib.Path, sys.argv[1:])
+stop = threading.Event()
+follow_parent(stop)
+if been_here.exists():
+    again.write_text("again")
+else:
+    been_here.touch()
+    threading.Event().wait(0.5)  # until it has given a sign of life
+    os.kill(os.getpid(), signal.SIGSTOP)
+stop.wait()
+"""
+
+
+def test_a_worker_that_is_stopped_is_killed_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    again = tmp_path / "again"
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "been here"), str(again)]
+    stop = threading.Event()
+    supervisor = Supervisor(command, count=1, grace_seconds=0.0, silence_seconds=4.0)
+    running = threading.Thread(target=supervisor.run, args=[stop], daemon=True)
+    running.start()
+    try:
+        until = time.monotonic() + 60
+        while not again.exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert "has given no sign of life for 4 seconds, and is killed" in caplog.messages[0]
+        assert caplog.messages[1] == (
+            "worker 0 ended with SIGKILL; it is started again in 0.5 seconds"
+        )
+        # The other goes on giving them, and lives.
+        time.sleep(6)
+        assert len(caplog.messages) == 2
+    finally:
+        stop.set()
+        running.join(30)
+        assert not running.is_alive()

@@ -76,6 +76,25 @@ def _kill_one(scene: Scene) -> None:
     )
 
 
+def stopped_worker(folder: Path) -> int:
+    """A worker of several is stopped, and so says nothing any more: it is killed and replaced."""
+    with running(folder, "--processes=2", "--silence-seconds=5") as scene:
+        _await_workers(scene, 2)
+        with Load(scene.address, clients=8) as load:
+            load.await_more()
+            victim = children(scene.pid)[0]
+            os.kill(victim, signal.SIGSTOP)
+            wait_until(
+                lambda: len(children(scene.pid)) == 2 and victim not in children(scene.pid),
+                "a new worker",
+            )
+            load.await_more(100)
+        assert load.codes <= {_UNAVAILABLE}, load.summary()
+        scene.probe()
+        assert scene.server.stop() == 0
+    return load.lost + len(load.wrong)
+
+
 def _await_workers(scene: Scene, count: int) -> None:
     assert len(children(scene.pid)) == count, scene.end_of_log()
 
@@ -166,6 +185,7 @@ def clock_jump(folder: Path) -> int:
 
 FAULTS: tuple[Fault, ...] = (
     killed_worker,
+    stopped_worker,
     stopped_in_mid_batch,
     failed_device,
     clock_jump,
