@@ -216,6 +216,8 @@ class Repository(ServedModels):
             return
         if now == record.tried and not (record.reason if not how.settled else record.is_failing):
             return
+        # What is tried again by itself, with the same files, is still the failure that was counted.
+        record.is_failing = record.is_failing and how.settled and now == record.tried
         record.tried = now
         recent, swapped = self._latest(), []
         lack = how.loader.lack_of_memory(self._path(name, version), name)
@@ -276,7 +278,8 @@ class Repository(ServedModels):
                 record.state = State.UNAVAILABLE
                 self._models.setdefault(name, {})
             is_news, record.reason = reason != record.reason, reason
-            self._loads[name, False] += 1
+            if not (record.is_failing and error.is_passing):
+                self._loads[name, False] += 1
             record.is_failing = error.is_passing
         if is_news:
             what = "goes on with its old content" if record.models else "is unavailable"

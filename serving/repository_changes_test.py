@@ -211,8 +211,13 @@ def test_a_name_that_another_model_had_can_be_taken_once_that_has_gone(root: Pat
     write_affine(root / "affine.more" / "1")
     write_affine(root / "affine" / "2", methods=["forward", "more"])
     following = Following(root)
-    following.look()
+    following.look(4)
     assert "is the name of another model" in following.lines()[2][1]
+    # It is tried at every look, and that is one failure as long as nothing changes.
+    assert following.repository.loads()["affine", False] == 1
+    os.utime(root / "affine" / "2" / "program.pb")
+    following.look(4)
+    assert following.repository.loads()["affine", False] == 2
     assert following.repository.find("affine.more", "").version == 1
     shutil.rmtree(root / "affine.more")
     following.look(3)
@@ -277,6 +282,7 @@ def test_a_version_that_memory_does_not_suffice_for_is_tried_again(
         following.look(3)
         assert following.default.version == 1
         assert "and 0 are free" in following.lines()[2][1]
+        assert following.repository.loads()["affine", False] == 1
     following.look(1)
     loaded = following.default
     assert loaded.version == 2
