@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from slipway.export.errors import ExportError, ExportErrorKind
+from slipway.program.words import type_of
 
 __all__ = ["CheckpointFile", "invalid", "listed", "read_checkpoint"]
 
@@ -233,7 +234,7 @@ def _read_torch(file: CheckpointFile) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise invalid(
-            f"the checkpoint {file.name} holds a {type(content).__name__}, and no state_dict", _SAVE
+            f"the checkpoint {file.name} holds {type_of(content)}, and no state_dict", _SAVE
         )
     strange = [
         f"{name}: {type(value).__name__}"

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.program.trees import Key, Kind, Tree, register_container_type
+from slipway.program.words import with_article
 
 __all__ = ["tree_of"]
 
@@ -47,8 +48,8 @@ def tree_of(spec: pytree.TreeSpec, what: str) -> Tree:
             return _named(Kind.RECORD, spec.type, fields, children)
     raise ExportError(
         ExportErrorKind.INVALID_SPEC,
-        f"{what} has a {getattr(spec.type, '__name__', spec.type)} in it, which a program cannot "
-        "hold",
+        f"{what} has {with_article(getattr(spec.type, '__name__', str(spec.type)))} in it, which a "
+        "program cannot hold",
         "use tuples, lists, dicts, named tuples and dataclasses that are registered with "
         "torch.export.register_dataclass",
     )
@@ -63,7 +64,7 @@ def _keys(spec: pytree.TreeSpec, count: int, what: str) -> tuple[Key, ...]:
     if len(listed) != count or not all(isinstance(key, str | int) for key in listed):
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
-            f"{what} has a {spec.type.__name__} with the keys {spec.context!r}",
+            f"{what} has {with_article(spec.type.__name__)} with the keys {spec.context!r}",
             "use strings or integers as keys",
         )
     return listed

@@ -31,6 +31,7 @@ from slipway.program.contract import (
 from slipway.program.expressions import Condition, Constant, SymbolReference
 from slipway.program.torch_types import is_fresh
 from slipway.program.trees import Tree
+from slipway.program.words import counted, type_of
 
 __all__ = ["Derivation", "derive"]
 
@@ -164,7 +165,7 @@ def _outputs(
     if len(names) != len(paths) or len(set(names)) != len(names) or not all(names):
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
-            f"the output names are {list(names)}; the model has {len(paths)} outputs",
+            f"the output names are {list(names)}; the model has {counted(len(paths), 'output')}",
             "give each output a name of its own in output_names",
         )
     (output,) = (node for node in capture.exported.graph.nodes if node.op == "output")
@@ -185,7 +186,7 @@ def _output_spec(name: str, value: Any, table: SymbolTable) -> OutputSpec:
         if not isinstance(value, bool | int | float | str | None):
             raise ExportError(
                 ExportErrorKind.INVALID_SPEC,
-                f"output '{name}' is a {type(value).__name__}",
+                f"output '{name}' is {type_of(value)}",
                 "return tensors, or values of the types None, bool, int, float and str",
             )
         return OutputSpec(name, constant=value)

@@ -33,6 +33,7 @@ from slipway.program.expressions import (
     linear_form,
 )
 from slipway.program.trees import Kind, Tree
+from slipway.program.words import counted, type_of
 
 __all__ = [
     "Declaration",
@@ -136,7 +137,8 @@ class ExampleCall:
         if not isinstance(shapes, Mapping):
             if len(shapes) != len(self.arguments):
                 _invalid(
-                    f"dynamic_shapes has {len(shapes)} entries for {len(self.arguments)} arguments",
+                    f"dynamic_shapes has {counted(len(shapes), 'entry', 'entries')} for "
+                    f"{counted(len(self.arguments), 'argument')}",
                     "give one for each argument, None for one that is static, or a dict by name",
                 )
             return dict(zip(self.arguments, shapes, strict=True))
@@ -269,7 +271,7 @@ def declare(call: ExampleCall, spec: MethodSpec) -> Declarations:
             declared[name] = _dimensions(name, leaf, given, symbols)
         elif given is not None:
             _invalid(
-                f"dynamic_shapes gives '{name}' dimensions, but it is a {type(leaf).__name__}",
+                f"dynamic_shapes gives '{name}' dimensions, but it is {type_of(leaf)}",
                 "give None for what is no tensor",
             )
     used = check_example(call, declared)
@@ -309,7 +311,7 @@ def _require_plain(name: str, leaf: Any) -> None:
     """Checks that a leaf of the example is what a call can have: a dense tensor or a value."""
     if not isinstance(leaf, torch.Tensor | bool | int | float | str | None):
         _invalid(
-            f"the argument '{name}' is a {type(leaf).__name__}",
+            f"the argument '{name}' is {type_of(leaf)}",
             "pass tensors, containers of them (a dataclass must be registered with "
             "torch.export.register_dataclass), or None, bool, int, float and str",
         )
@@ -369,7 +371,7 @@ def _dimensions(
     if isinstance(shapes, list | tuple):
         if len(shapes) != tensor.dim():
             _invalid(
-                f"dynamic_shapes lists {len(shapes)} dimensions for '{name}', which has "
+                f"dynamic_shapes lists {counted(len(shapes), 'dimension')} for '{name}', which has "
                 f"{tensor.dim()}",
                 "list every dimension, None for a static one, or give a dict of the dynamic ones",
             )
@@ -383,7 +385,7 @@ def _dimensions(
         if not isinstance(dimension, int) or not 0 <= dimension < tensor.dim():
             _invalid(
                 f"dynamic_shapes names dimension {dimension!r} of '{name}', which has "
-                f"{tensor.dim()} dimensions",
+                f"{counted(tensor.dim(), 'dimension')}",
                 f"name one of the dimensions 0..{tensor.dim() - 1}"
                 if tensor.dim()
                 else "leave it out, since there is nothing to declare",

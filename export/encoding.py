@@ -17,6 +17,7 @@ from slipway.export.sources import user_line_of_node
 from slipway.program.contract import Contract
 from slipway.program.graph_codec import GraphEncodingError, OperatorTable, graph_to_proto
 from slipway.program.weights import storage_problem
+from slipway.program.words import type_of
 from slipway.proto import program_pb2 as pb
 
 __all__ = ["encode"]
@@ -139,7 +140,7 @@ def _weight(exported: ExportedProgram, target: str) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
-            f"the model holds '{name}', a {type(value).__name__}",
+            f"the model holds '{name}', {type_of(value)}",
             "keep tensors, as parameters or buffers, and plain values only",
         )
     if problem := storage_problem(value):

@@ -1072,7 +1072,7 @@ N = Dim("n", min=1, max=8)
             ({0: N}, {0: Dim("n", max=9)}),
             "two dimensions are called 'n', with the ranges 1..8",
         ),
-        ((torch.ones(5), torch.ones(5)), ({0: N},), "has 1 entries for 2 arguments"),
+        ((torch.ones(5), torch.ones(5)), ({0: N},), "has 1 entry for 2 arguments"),
         (
             (torch.ones(5), torch.ones(5)),
             {"z": {0: N}},
@@ -1084,7 +1084,7 @@ N = Dim("n", min=1, max=8)
         ((torch.ones(5), torch.ones(5)), {"x": {0: "n"}}, "dimension 0 is 'n'"),
         ((torch.ones(5), torch.ones(5)), {"x": [N, None]}, "lists 2 dimensions for 'x'"),
         ((torch.ones(5), torch.ones(5)), {"x": 3}, "gives 'x' 3"),
-        ((torch.ones(5), 2), {"y": {0: N}}, "gives 'y' dimensions, but it is a int"),
+        ((torch.ones(5), 2), {"y": {0: N}}, "gives 'y' dimensions, but it is an int"),
         ((torch.ones(5), [torch.ones(5)]), {"y": {1: {0: N}}}, "is not put together as"),
         ((torch.ones(5),), None, "do not fit the signature"),
         (([torch.ones(5)] * 3,), None, "do not fit the signature"),
@@ -1122,7 +1122,7 @@ def test_a_tensor_that_a_branch_makes_of_python_values_is_refused_with_what_to_d
 @pytest.mark.parametrize(
     ("model", "args", "reason"),
     [
-        (3, torch.ones(3), "the model is a int"),
+        (3, torch.ones(3), "the model is an int"),
         (torch.relu, torch.ones(3), "the model is a built-in function"),
         (
             lambda x: x["a.b"] + x["a"]["b"],

@@ -51,6 +51,7 @@ from slipway.program.expressions import (
 from slipway.program.implication import Answer, Domain
 from slipway.program.program import Program
 from slipway.program.substitution import substituted, substituted_condition
+from slipway.program.words import counted, type_of, with_article
 
 __all__ = ["from_exported_program", "from_pt2"]
 
@@ -211,12 +212,13 @@ def _describe(
     for spec in exported.graph_signature.input_specs:
         if spec.kind in (InputKind.CUSTOM_OBJ, InputKind.TOKEN):
             raise _invalid(
-                f"the exported program has a {spec.kind.name.lower()} as an input",
+                f"the exported program has {with_article(spec.kind.name.lower())} as an input",
                 "use tensors and plain values",
             )
     if len(inputs) != len(call.leaves):
         raise _invalid(
-            f"the exported program has {len(inputs)} inputs, the example {len(call.leaves)}",
+            f"the exported program has {counted(len(inputs), 'input')}, the example "
+            f"{len(call.leaves)}",
             "give another example",
         )
     tensors: dict[str, torch.Tensor] = {}
@@ -428,8 +430,9 @@ def _require_same_kind(argument: Any, name: str, value: Any) -> None:
             )
         return
     raise _invalid(
-        f"the exported program takes {name} as a {type(argument).__name__.removesuffix('Argument')}"
-        f", the example has a {type(value).__name__}",
+        f"the exported program takes {name} as "
+        f"{with_article(type(argument).__name__.removesuffix('Argument'))}, the example has "
+        f"{type_of(value)}",
         "a program takes tensors, and values of Python that are always the same: export it with "
         "the number fixed, or given as a tensor",
     )

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from slipway.export.containers import tree_of
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.spec import ExportSpec, MethodSpec
+from slipway.program.words import type_of
 
 __all__ = ["module_for_method", "restoring_containers"]
 
@@ -32,7 +33,7 @@ def module_for_method(
     if not callable(model):
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
-            f"the model is a {type(model).__name__}",
+            f"the model is {type_of(model)}",
             "call export_spec(spec) instead"
             if isinstance(model, ExportSpec)
             else "give a torch.nn.Module or a function",
@@ -51,7 +52,7 @@ def module_for_method(
     if not callable(function):
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
-            f"the function of the method '{name}' is a {type(function).__name__}",
+            f"the function of the method '{name}' is {type_of(function)}",
             "give a function",
         )
     if isinstance(function, torch.nn.Module):

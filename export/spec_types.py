@@ -8,6 +8,7 @@ from typing import Any
 
 from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.spec import ExportSpec, MethodSpec
+from slipway.program.words import type_of
 
 __all__ = ["require_name", "require_types"]
 
@@ -100,7 +101,7 @@ def _error(reason: str, advice: str) -> ExportError:
 
 def _shown(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else type_of(value)
 
 
 def _is_mapping(value: object) -> bool:

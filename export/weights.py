@@ -12,6 +12,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from slipway.export.checkpoint import CheckpointFile, invalid, listed, read_checkpoint
+from slipway.program.words import type_of
 
 __all__ = ["load_files", "load_weights", "require_values"]
 
@@ -60,7 +61,7 @@ def load_files(module: object, files: Sequence[CheckpointFile]) -> None:
     name += f" … ({len(files)} files)" if len(files) > 3 else ""
     if not isinstance(module, torch.nn.Module):
         raise invalid(
-            f"the checkpoint {name} is for a module, but the model is a {type(module).__name__}",
+            f"the checkpoint {name} is for a module, but the model is {type_of(module)}",
             "give the torch.nn.Module that has the weights as ExportSpec(model=…), and functions "
             "of it in methods=",
         )

@@ -11,6 +11,7 @@ from slipway.program.errors import Violation
 from slipway.program.scalar_types import ScalarType
 from slipway.program.torch_types import from_torch
 from slipway.program.trees import StructureError
+from slipway.program.words import counted, type_of
 
 __all__ = ["check_constant", "check_is_tensor", "flatten_call", "layout_violation"]
 
@@ -28,7 +29,7 @@ def flatten_call(
         raise StructureError(
             Violation(
                 code="structure",
-                description=f"the call has {len(args)} positional arguments; allowed: "
+                description=f"the call has {counted(len(args), 'positional argument')}; allowed: "
                 f"{len(contract.parameters)} ({', '.join(contract.parameters)})",
                 actual=str(len(args)),
                 allowed=str(len(contract.parameters)),
@@ -81,7 +82,7 @@ def check_is_tensor(
     name: str, value: object, allowed: str, device: torch.device
 ) -> ScalarType | Violation:
     if not isinstance(value, torch.Tensor):
-        actual, code = f"a {type(value).__name__}", "structure"
+        actual, code = type_of(value), "structure"
     elif value.layout is not torch.strided:
         actual, code = f"a tensor of layout {value.layout}", "structure"
     elif value.device.type != device.type:

@@ -34,6 +34,7 @@ from slipway.program.expressions import (
 )
 from slipway.program.scalar_types import ScalarType
 from slipway.program.trees import Key, Kind, Tree, container_type
+from slipway.program.words import counted
 from slipway.proto import program_pb2 as pb
 
 __all__ = [
@@ -195,7 +196,8 @@ def _batching_from_proto(
     tensors = [spec.name for spec in inputs if spec.tensor is not None]
     if len(batching.input_dimensions) != len(tensors):
         raise CorruptProgramError(
-            f"the batching names dimensions of {len(batching.input_dimensions)} tensors, the "
+            "the batching names dimensions of "
+            f"{counted(len(batching.input_dimensions), 'tensor')}, the "
             f"method takes {len(tensors)}"
         )
 

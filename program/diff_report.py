@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from slipway.program.clauses import Clause, Differences, Verdict
+from slipway.program.words import counted
 
 __all__ = ["as_json", "as_text"]
 
@@ -34,7 +35,7 @@ def as_text(differences: Differences, *, python: bool) -> str:
 def _conclusion(differences: Differences, *, python: bool) -> str:
     breaking = list(differences.breaking(python=python))
     if breaking:
-        count = "1 clause" if len(breaking) == 1 else f"{len(breaking)} clauses"
+        count = counted(len(breaking), "clause")
         return f"breaks existing clients: {count} {_verdicts(breaking)}"
     return (
         "compatible: every call that was allowed is allowed, and its results have the same names, "

@@ -26,6 +26,7 @@ from slipway.program.operators import (
 )
 from slipway.program.torch_types import from_torch, to_torch
 from slipway.program.vmap import check_nesting
+from slipway.program.words import type_of, with_article
 from slipway.proto import program_pb2 as pb
 
 __all__ = [
@@ -144,7 +145,7 @@ def graph_to_proto(
         elif node.op == "output":
             message.outputs.extend(encode(value, node) for value in outputs)
         elif node.op != "placeholder":
-            raise GraphEncodingError(node, f"a program cannot have a {node.op} node")
+            raise GraphEncodingError(node, f"a program cannot have {with_article(node.op)} node")
     return message
 
 
@@ -159,7 +160,7 @@ def _subgraph(node: fx.Node) -> fx.Graph:
     module = getattr(node.graph.owning_module, str(node.target), None)
     if not isinstance(module, fx.GraphModule):
         raise GraphEncodingError(
-            node, f"the graph of a branch or a loop holds a {type(module).__name__}, {node.target}"
+            node, f"the graph of a branch or a loop holds {type_of(module)}, {node.target}"
         )
     return module.graph
 

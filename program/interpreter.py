@@ -26,6 +26,7 @@ from slipway.program.errors import NotInterpretableError
 from slipway.program.masks import clamp_by_masks, masked_fill
 from slipway.program.program import Program
 from slipway.program.scaled_matmuls import matmul_div, matmul_mul, scale_matmuls
+from slipway.program.words import with_article
 
 __all__ = ["InterpretedGraph", "use_interpreter"]
 
@@ -175,7 +176,7 @@ class _Builder:
                     self._graph.registerOutput(self._value(result))
                 self._graph.makeMultiOutputIntoTuple()
             else:
-                raise NotInterpretableError(f"the graph has a {node.op} node")
+                raise NotInterpretableError(f"the graph has {with_article(node.op)} node")
         return self._graph
 
     def _call(self, node: fx.Node) -> Any:

@@ -27,6 +27,7 @@ from slipway.program.torch_types import is_fresh
 from slipway.program.traps import avoid_traps
 from slipway.program.trees import StructureError
 from slipway.program.vmap import leaving_nesting
+from slipway.program.words import counted
 from slipway.proto import program_pb2 as pb
 
 __all__ = ["Method"]
@@ -266,7 +267,7 @@ def _count_computed(contract: Contract, graph: pb.Graph) -> int:
     computed = sum(spec.tensor is not None or spec.integer is not None for spec in contract.outputs)
     if computed != len(graph.outputs):
         raise CorruptProgramError(
-            f"method '{contract.method}' promises {computed} outputs, its graph has "
+            f"method '{contract.method}' promises {counted(computed, 'output')}, its graph has "
             f"{len(graph.outputs)}"
         )
     return computed

@@ -18,6 +18,7 @@ import torch
 
 from slipway.program.engine import EngineFailure
 from slipway.program.errors import CompiledCodeError
+from slipway.program.words import counted
 
 __all__ = ["NativeCode"]
 
@@ -77,12 +78,12 @@ class NativeCode:
         )
         self._container = container
         self._inputs, self._outputs = inputs, outputs
-        for name, expected in (("Inputs", inputs), ("Outputs", outputs)):
+        for name, expected in (("Input", inputs), ("Output", outputs)):
             count = ctypes.c_size_t()
-            self._call(f"AOTInductorModelContainerGetNum{name}", container, ctypes.byref(count))
+            self._call(f"AOTInductorModelContainerGetNum{name}s", container, ctypes.byref(count))
             if count.value != expected:
                 raise CompiledCodeError(
-                    f"it has {count.value} {name.lower()}; the method has {expected}"
+                    f"it has {counted(count.value, name.lower())}; the method has {expected}"
                 )
         constants = self._constants(weights)
         self._weights = list(constants.values())

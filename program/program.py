@@ -20,6 +20,7 @@ from slipway.program.mutation import possibly_mutated_inputs
 from slipway.program.shards import Verification
 from slipway.program.version import VERSION
 from slipway.program.weights import SHARD_BYTES, read_weights, write_weights
+from slipway.program.words import counted
 from slipway.proto import program_pb2 as pb
 
 __all__ = ["Program", "load"]
@@ -64,7 +65,8 @@ class Program:
         """
         if len(contracts) != len(graphs.methods):
             raise CorruptProgramError(
-                f"the program has {len(contracts)} contracts and {len(graphs.methods)} graphs"
+                f"the program has {counted(len(contracts), 'contract')} and "
+                f"{counted(len(graphs.methods), 'graph')}"
             )
         check_graph_size(graphs)
         self._graphs = graphs

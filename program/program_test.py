@@ -570,9 +570,9 @@ def _node(graph: pb.ProgramGraph) -> pb.Node:
         (lambda graph: setattr(graph.methods[0].inputs[2], "input", 5), "neither a weight nor a"),
         (
             lambda graph: graph.methods[0].outputs.add(value=0),
-            "promises 1 outputs, its graph has 2",
+            "promises 1 output, its graph has 2",
         ),
-        (lambda graph: graph.methods.add(), "1 contracts and 2 graphs"),
+        (lambda graph: graph.methods.add(), "1 contract and 2 graphs"),
     ],
 )
 def test_a_hostile_graph_is_corrupt(

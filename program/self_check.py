@@ -19,6 +19,7 @@ from slipway.program.method import Method
 from slipway.program.program import Program, load
 from slipway.program.scalar_types import ScalarType
 from slipway.program.torch_types import from_torch, to_torch
+from slipway.program.words import type_of
 
 __all__ = ["SelfCheckError", "run", "self_check"]
 
@@ -136,7 +137,7 @@ def _require_promised(contract: Contract, binding: Sequence[int], result: object
         if spec.tensor is None:
             continue
         if not isinstance(leaf, torch.Tensor):
-            raise SelfCheckError(f"output '{spec.name}' is a {type(leaf).__name__}, no tensor")
+            raise SelfCheckError(f"output '{spec.name}' is {type_of(leaf)}, no tensor")
         sizes = promised[spec.name]
         if (
             from_torch(leaf.dtype) is not spec.tensor.dtype

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from slipway.program.errors import Violation
+from slipway.program.words import type_of
 
 __all__ = [
     "Key",
@@ -101,15 +102,15 @@ class Tree:
         if self.kind is Kind.NAMED_TUPLE:
             # Named tuples have it, and what torch's operators return.
             if not isinstance(value, tuple) or getattr(value, "__match_args__", ()) != self.keys:
-                raise _structure_error(name, f"a {type(value).__name__}", self._described())
+                raise _structure_error(name, type_of(value), self._described())
             return list(value)
         if self.kind is Kind.RECORD:
             if not all(hasattr(value, str(key)) for key in self.keys):
-                raise _structure_error(name, f"a {type(value).__name__}", self._described())
+                raise _structure_error(name, type_of(value), self._described())
             return [getattr(value, str(key)) for key in self.keys]
         if self.kind is Kind.DICT:
             if not isinstance(value, Mapping):
-                raise _structure_error(name, f"a {type(value).__name__}", "a dict")
+                raise _structure_error(name, type_of(value), "a dict")
             if set(value) != set(self.keys):
                 raise _structure_error(
                     name,
@@ -119,7 +120,7 @@ class Tree:
             return [value[key] for key in self.keys]
         wanted = tuple if self.kind is Kind.TUPLE else list
         if not isinstance(value, wanted) or len(value) != len(self.children):
-            actual = f"a {type(value).__name__}"
+            actual = type_of(value)
             if isinstance(value, list | tuple):
                 actual += f" of {len(value)}"
             raise _structure_error(name, actual, f"a {wanted.__name__} of {len(self.children)}")

@@ -14,6 +14,7 @@ import torch
 from slipway.program import Contract
 from slipway.program.expressions import symbols_of
 from slipway.program.torch_types import to_torch
+from slipway.program.words import counted
 from slipway.serving.errors import (
     CancelledError,
     DeadlineError,
@@ -351,7 +352,7 @@ class BatchExecutor:
         _, promised = self._shapes_of(binding)
         if len(outputs) != len(promised):
             raise InternalError(
-                f"{self.subject} gave {len(outputs)} outputs instead of {len(promised)}"
+                f"{self.subject} gave {counted(len(outputs), 'output')} instead of {len(promised)}"
             )
         for output, shape, dtype in zip(outputs, promised, self._dtypes, strict=True):
             if output.dtype is not dtype:

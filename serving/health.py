@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
+from slipway.program.words import counted
 from slipway.serving.errors import InvalidRequestError, NotFoundError, UnavailableError, quoted
 from slipway.serving.wire_call import OnRequest, WireCall
 
@@ -145,5 +146,6 @@ def _service(message: bytes) -> str:
         return str(health_pb2.HealthCheckRequest.FromString(message).service)
     except DecodeError:
         raise InvalidRequestError(
-            f"the {len(message)} bytes received are no grpc.health.v1.HealthCheckRequest"
+            f"the message received, {counted(len(message), 'byte')}, is no "
+            "grpc.health.v1.HealthCheckRequest"
         ) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from google.protobuf.message import DecodeError
 
 from slipway.program import ContractViolation
+from slipway.program.words import counted
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.errors import (
     ContractError,
@@ -245,8 +246,9 @@ def _typed_contents(
     ]
     if raw and len(raw) != len(sent):
         problem = (
-            f"raw_input_contents has {len(raw)} entries for {len(sent)} inputs"
-            f"{'' if len(sent) == len(plan.inputs) else ' that are not in shared memory'}; "
+            f"raw_input_contents has {counted(len(raw), 'entry', 'entries')} for "
+            f"{counted(len(sent), 'input')}"
+            f"{'' if len(sent) == len(plan.inputs) else ' outside of shared memory'}; "
             "it must have one for each input, in the order of the inputs"
         )
         violation = FieldViolation("raw_input_contents", problem, "RAW_CONTENTS")

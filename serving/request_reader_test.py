@@ -178,7 +178,7 @@ def test_ids_are_text(reader: RequestReader) -> None:
     text = message + b"\x1a" + bytes([len(identifier)]) + identifier
     assert reader.read(text).identifier == identifier
     for broken in (b"\xff", b"\xc3", b"\xed\xa0\x80"):
-        with pytest.raises(InvalidRequestError, match="bytes received are no"):
+        with pytest.raises(InvalidRequestError, match="bytes, is no"):
             reader.read(message + b"\x1a" + bytes([len(broken)]) + broken)
 
 
@@ -238,7 +238,8 @@ def test_raw_entries_must_be_as_many_as_inputs(reader: RequestReader, entries: i
     reader.read(request.SerializeToString())
     del request.raw_input_contents[:]
     request.raw_input_contents.extend([bytes(6)] * entries)
-    assert f"raw_input_contents has {entries} entries for 2 inputs" in str(refusal(reader, request))
+    counted = "1 entry" if entries == 1 else f"{entries} entries"
+    assert f"raw_input_contents has {counted} for 2 inputs" in str(refusal(reader, request))
 
 
 def test_far_too_many_inputs_and_outputs_are_one_violation_each(reader: RequestReader) -> None:

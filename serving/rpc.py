@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
+from slipway.program.words import counted
 from slipway.serving.errors import (
     InternalError,
     InvalidRequestError,
@@ -100,7 +101,8 @@ def _parsed(method: MethodDescriptor, message: bytes) -> Message:
         return GetMessageClass(method.input_type).FromString(message)
     except DecodeError:
         raise InvalidRequestError(
-            f"the {len(message)} bytes received are no {method.input_type.full_name}"
+            f"the message received, {counted(len(message), 'byte')}, is no "
+            f"{method.input_type.full_name}"
         ) from None
 
 

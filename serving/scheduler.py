@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from slipway.program.words import counted
 from slipway.serving.arrivals import Arrivals
 from slipway.serving.batch_executor import BatchExecutor
 from slipway.serving.cost import BatchCost
@@ -337,7 +338,7 @@ class Scheduler:
             ):
                 return displaced
         raise OverloadedError(
-            f"{self._executor.subject} has {queue.count} requests waiting, {queue.size} "
+            f"{self._executor.subject} has {counted(queue.count, 'request')} waiting, {queue.size} "
             f"bytes in all; max_queue_requests is {options.max_queue_requests}, and "
             f"max_queue_bytes {options.max_queue_bytes}: try again later",
             retry_after=self._seconds_until_run(queue.rows),

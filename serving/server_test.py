@@ -399,7 +399,10 @@ def test_bytes_that_are_no_health_request_are_the_callers_mistake(
     with pytest.raises(grpc.RpcError) as caught:
         next(call)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "the 1 bytes received are no grpc.health.v1.HealthCheckRequest" in caught.value.details()
+    assert (
+        "the message received, 1 byte, is no grpc.health.v1.HealthCheckRequest"
+        in caught.value.details()
+    )
 
 
 def test_a_call_without_a_message_is_the_callers_mistake(running: Running) -> None:

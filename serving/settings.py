@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from slipway.program.words import with_article
 from slipway.serving.versions import VersionPolicy
 
 __all__ = [
@@ -142,7 +143,7 @@ _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 def _type_name(value: Any) -> str:
     names = {**_TYPES, list: "list", dict: "table"}
     name = names.get(type(value), type(value).__name__)
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return with_article(name)
 
 
 def setting(

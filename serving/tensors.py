@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from slipway.program.scalar_types import ScalarType
+from slipway.program.words import counted
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.datatypes import DATATYPES, Datatype
 from slipway.serving.errors import (
@@ -372,11 +373,12 @@ def _typed_contents(
         if not values:
             raise _ContentsError(
                 f"unable to find data for input tensor {quoted(name)}: {header} takes "
-                f"{header.count} elements, and both raw_input_contents and {expected} are empty"
+                f"{counted(header.count, 'element')}, and both raw_input_contents and {expected} "
+                "are empty"
             )
         raise _ContentsError(
             f"input element count mismatch for input {quoted(name)}: "
-            f"{header} takes {header.count} elements, {expected} holds {len(values)}"
+            f"{header} takes {counted(header.count, 'element')}, {expected} holds {len(values)}"
         )
     return _narrowed(name, header, values).data.cast("B")
 

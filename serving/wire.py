@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from slipway.program.words import counted
 from slipway.proto import open_inference_pb2 as protocol
 from slipway.serving.errors import InvalidRequestError
 
@@ -146,7 +147,9 @@ def length_delimited(field: int, content: bytes) -> bytes:
 def not_a_request(message: bytes) -> InvalidRequestError:
     """Returns the error for bytes that are no ModelInferRequest."""
     name = protocol.ModelInferRequest.DESCRIPTOR.full_name
-    return InvalidRequestError(f"the {len(message)} bytes received are no {name}")
+    return InvalidRequestError(
+        f"the message received, {counted(len(message), 'byte')}, is no {name}"
+    )
 
 
 def _check_tensors(header: bytes) -> None:

@@ -167,7 +167,7 @@ def test_without_example_inputs_an_example_must_be_given() -> None:
         (torch.ones(4), "of rank 2; the example's is torch.float32 of rank 1"),
         (torch.ones(70, 2), "x_0 = 70; declared is 2..64"),
         ((torch.ones(4, 2), 1), "called otherwise than the example"),
-        ((3,), "takes x as a Tensor, the example has a int"),
+        ((3,), "takes x as a Tensor, the example has an int"),
     ],
 )
 def test_an_example_that_does_not_fit_is_refused(example: Any, message: str) -> None:

@@ -206,7 +206,7 @@ CASES: dict[str, tuple[Edit, grpc.StatusCode, str, str | None]] = {
     "a raw entry too few": (
         lambda request: request.raw_input_contents.pop(),
         INVALID,
-        "raw_input_contents has 1 entries for 2 inputs",
+        "raw_input_contents has 1 entry for 2 inputs",
         "raw_input_contents",
     ),
     "a raw entry too many": (
@@ -343,7 +343,7 @@ def test_bytes_that_are_no_message_are_invalid(channel: grpc.Channel, data: byte
     with pytest.raises(grpc.RpcError) as caught:
         send_bytes(channel, "ModelInfer", data)
     assert caught.value.code() is INVALID
-    assert "bytes received are no inference.ModelInferRequest" in caught.value.details()
+    assert ", is no inference.ModelInferRequest" in caught.value.details()
 
 
 @pytest.mark.parametrize("count", [1, 50, 5000])

@@ -298,7 +298,7 @@ def parameter(owner: str, name: str, **value: object) -> Edit:
         (
             lambda request: request.raw_input_contents.append(bytes(16)),
             INVALID,
-            "raw_input_contents has 1 entries for 0 inputs that are not in shared memory",
+            "raw_input_contents has 1 entry for 0 inputs outside of shared memory",
         ),
     ],
 )
