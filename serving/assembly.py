@@ -17,6 +17,7 @@ from slipway.serving.errors import StartupError
 from slipway.serving.loader import CompiledUse, Loader
 from slipway.serving.logs import LogControl
 from slipway.serving.memory_budget import MemoryBudget
+from slipway.serving.memory_return import MemoryReturn
 from slipway.serving.model import Environment
 from slipway.serving.observation import RequestObserver
 from slipway.serving.processors import Processors
@@ -78,7 +79,7 @@ def make_server(
         device,
         Environment(
             _options(configuration.scheduling, ModelSettings(), _instances(device, count)),
-            MemoryBudget(settings.max_request_bytes),
+            MemoryBudget(settings.max_request_bytes, MemoryReturn().note),
             on_device_failure,
             {
                 name: _options(

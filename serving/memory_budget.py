@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from slipway.serving.errors import OverloadedError, ResourceExhaustedError
+from slipway.serving.memory_return import LARGE_BYTES
 from slipway.serving.wire import MAX_MESSAGE_SIZE
 
 __all__ = ["MemoryBudget"]
@@ -14,8 +16,15 @@ class MemoryBudget:
     """Bounds the bytes of all requests that are in the server, and of answers that clients have not
     read. Safe for several threads."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, on_large: Callable[[], None] = lambda: None) -> None:
+        """Makes one that nothing is taken of.
+
+        Args:
+          limit: how many bytes there may be.
+          on_large: called when some of so many bytes go that their memory is worth a thought.
+        """
         self._limit = limit
+        self._on_large = on_large
         self._used = 0
         self._lock = threading.Lock()
 
@@ -65,4 +74,12 @@ class MemoryBudget:
     def give_back(self, size: int) -> None:
         """Returns what `take` took, or `add` counted."""
         with self._lock:
+            is_large = self._used >= LARGE_BYTES
             self._used -= size
+        if is_large:
+            self._on_large()
+
+    def pass_over(self, size: int) -> None:
+        """Tells of `size` bytes that have come, and may go without being taken."""
+        if size >= LARGE_BYTES:
+            self._on_large()

@@ -180,6 +180,7 @@ class WireCall:
         except KeyError:
             return self._finished()  # it was refused meanwhile
         if message is not None:
+            self._transport.memory.pass_over(len(message))
             self._hand_over(message)
         else:
             # Either it was cut off, and nobody reads this, or the client sent none, or ended in the
