@@ -10,6 +10,7 @@ enforces no lower bound below 3, and names no line of the model.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ import torch
 from torch._functorch import eager_transforms
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
+from torch.export._trace import _export
 from torch.export.dynamic_shapes import Dim
 from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.sym_node import SymNode
@@ -127,14 +129,13 @@ def capture(
             mock.patch.object(DimConstraints, "solve", lambda constraints: None),
             mock.patch.object(torch, "_debug_has_internal_overlap", _overlap),
             mock.patch.object(FakeTensor, "contiguous", _contiguous),
-            mock.patch.object(eager_transforms, "grad_increment_nesting", _refuse_derivative),
-            mock.patch.object(eager_transforms, "jvp_increment_nesting", _refuse_derivative),
         ):
-            exported = torch.export.export(
+            exported = _exported(
                 flatten_model(model, call, strict=strict),
                 _distinct([tensor for _, tensor in tensors]),
-                dynamic_shapes=shapes,
+                shapes,
                 strict=strict,
+                records=(lines, plain, divisor_lines, layout_reads),
             )
     except ExportError:
         raise
@@ -155,13 +156,63 @@ def capture(
     )
 
 
-def _refuse_derivative() -> NoReturn:
+_GIVEN_UP = "derivatives by torch.func"
+_CONSTANT = "fake tensor in the exported program constant's list"
+
+
+def _give_up() -> NoReturn:
     """Stands for the first step of every function of torch.func that takes a derivative.
 
-    Tracing does not see what these compute, and fails later and elsewhere, if it does. The error is
-    one that torch can pass on in strict mode; `translation_rules` says what it means.
+    torch.export.export does not see what these compute, and fails later and elsewhere, if it
+    does. The error is one that torch can pass on in strict mode.
     """
-    raise NotImplementedError("derivatives by torch.func cannot be traced")
+    raise NotImplementedError(_GIVEN_UP)
+
+
+def _exported(
+    model: torch.nn.Module,
+    tensors: tuple[torch.Tensor, ...],
+    shapes: Any,
+    *,
+    strict: bool,
+    records: Sequence[Any],
+) -> ExportedProgram:
+    """Returns the graph of the operators that a model calls.
+
+    torch.export.export records operators before autograd sees them, and so not what autograd keeps
+    for a derivative, such as the result of `exp`, which would be a constant of the graph. Of a
+    model that takes one, the graph has what is left for the device after autograd.
+
+    Args:
+      records: what is collected while tracing; emptied where tracing begins again.
+    """
+    try:
+        with (
+            mock.patch.object(eager_transforms, "grad_increment_nesting", _give_up),
+            mock.patch.object(eager_transforms, "jvp_increment_nesting", _give_up),
+        ):
+            return torch.export.export(model, tensors, dynamic_shapes=shapes, strict=strict)
+    except Exception as error:
+        if not re.search(f"{_GIVEN_UP}|{_CONSTANT}", str(error)):
+            raise
+        first = error
+    for record in records:
+        record.clear()
+    torch._dynamo.reset()
+    try:
+        return _export(
+            model,
+            tensors,
+            dynamic_shapes=shapes,
+            strict=strict,
+            preserve_module_call_signature=(),
+            pre_dispatch=False,
+        )
+    except Exception:
+        # Where the first attempt came to its end, it knows best what it had to leave out.
+        if re.search(_CONSTANT, str(first)):
+            raise first from None
+        raise
 
 
 def _overlap(tensor: torch.Tensor) -> int:

@@ -361,18 +361,9 @@ RULES = (
     Rule(
         _PYTHON,
         "value-computed-behind-tracings-back",
-        "the model computes a tensor where tracing does not see it: in another thread, or by way "
-        "of .data",
-        "compute in the thread that calls the model, and use .detach() in place of .data",
+        "the model computes a tensor where tracing does not see it, as in another thread",
+        "compute in the thread that calls the model",
         r"fake tensor in the exported program constant's list",
-    ),
-    Rule(
-        _PYTHON,
-        "derivative-by-torchfunc",
-        "the model takes a derivative with torch.func, which tracing does not see",
-        "use torch.autograd.grad inside `with torch.enable_grad():`, for "
-        "x.detach().requires_grad_(); the rows of a Jacobian one by one",
-        r"derivatives by torch\.func cannot be traced",
     ),
     Rule(
         _PYTHON,
