@@ -21,6 +21,7 @@ from slipway.export.api import export_spec
 from slipway.export.checkpoint import CheckpointFile
 from slipway.export.child import run_in_child
 from slipway.export.errors import ExportError, ExportErrorKind
+from slipway.export.integers import multiply_integers_exactly
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import ExportSpec
 from slipway.export.weights import load_files
@@ -159,6 +160,7 @@ def main(arguments: Sequence[str]) -> int:
     # Behind what Slipway itself imports, so that a model's workspace cannot replace it.
     sys.path += [str(Path(root).absolute()) for root in options.import_root]
     torch.set_num_threads(1)
+    multiply_integers_exactly()
     # An entry point may change the directory.
     output = Path(options.output).absolute()
     weights = [CheckpointFile(Path(path).absolute(), name) for name, path in options.weights]

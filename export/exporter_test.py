@@ -16,6 +16,7 @@ from slipway.export import ExportError, ExportErrorKind, exporter
 from slipway.export.exporter import load_entry_point, main
 from slipway.export.sources import user_line
 from slipway.program import load
+from slipway.program.cases import AnsweredCase
 
 MODEL = """
 import os
@@ -96,6 +97,15 @@ def draws_from_other_sources():
 def changes_the_directory():
     os.chdir("/")
     return export_spec()
+
+
+def multiplies_integers():
+    weight = torch.full((64, 8), 127, dtype=torch.int8)
+    return ExportSpec(
+        model=lambda x: torch._int_mm(x, weight),
+        args=torch.full((20, 64), 127, dtype=torch.int8),
+        output_names=["products"],
+    )
 
 
 def without_values():
@@ -309,6 +319,17 @@ def test_the_same_model_gives_the_same_bytes_in_any_process(
         assert str(tmp_path).encode() not in content
     (result, mask) = torch.rand(3, 8, 8), torch.ones(3, 8, dtype=torch.bool)
     assert load(tmp_path / "0.program")(result, mask)["y"].shape == (24, 8)
+
+
+def test_products_of_integers_are_right_without_new_instructions(
+    workspace: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "it.program"
+    assert (
+        run(workspace, "models.model:multiplies_integers", output, ONEDNN_MAX_CPU_ISA="SSE41") == ""
+    )
+    case = next(case for case in load(output).cases if isinstance(case, AnsweredCase))
+    assert set(case.outputs["products"].unique().tolist()) == {127 * 127 * 64}
 
 
 def test_other_sources_of_random_numbers_start_from_the_same_ones_too(workspace: Path) -> None:

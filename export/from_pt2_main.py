@@ -15,6 +15,7 @@ import torch
 
 from slipway.export.errors import ExportError
 from slipway.export.from_torch import from_pt2
+from slipway.export.integers import multiply_integers_exactly
 from slipway.program.custom_ops import CustomOpsError, load_custom_ops
 from slipway.program.errors import ProgramError
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     sys.path += [str(Path(root).absolute()) for root in options.import_root]
     torch.set_num_threads(1)
+    multiply_integers_exactly()
     archive = _absolute(options.archive)
     try:
         custom_ops = load_custom_ops(options.custom_ops)

@@ -209,6 +209,12 @@ def _require_refusal(program: Program, case: RefusedCase, name: str) -> None:
     raise CaseFailedError(f"{name} must be refused, and the contract accepts it")
 
 
+_MAGNIFIED = (
+    "if that is rounding, which is another on another machine, and which the model magnifies, "
+    "export with an example for which it does so less, or with cases=0"
+)
+
+
 def _compare(program: Program, case: AnsweredCase, name: str) -> CaseResult:
     try:
         outputs = _answers(program, case)
@@ -220,7 +226,10 @@ def _compare(program: Program, case: AnsweredCase, name: str) -> CaseResult:
     absolute = relative = 0.0
     factor = 1 if program.device.type == "cpu" else _OTHER_DEVICE_FACTOR
     for key, expected in case.outputs.items():
-        here = difference(outputs[key], expected, factor, f"{name}, output '{key}'")
+        try:
+            here = difference(outputs[key], expected, factor, f"{name}, output '{key}'")
+        except CaseFailedError as error:
+            raise CaseFailedError(f"{error}; {_MAGNIFIED}") from error
         absolute, relative = max(absolute, here[0]), max(relative, here[1])
     return CaseResult(name, absolute, relative)
 
