@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from slipway.export.errors import ExportError, ExportErrorKind
 from slipway.export.narrowing import Narrowing, Verdict, examine
 from slipway.export.spec_types import require_name
 from slipway.export.symbol_table import SymbolTable
-from slipway.export.symbolic import InexpressibleError, to_condition
+from slipway.export.symbolic import InexpressibleError, to_condition, to_expression
 from slipway.export.unchecked import unchecked_guards
 from slipway.program.contract import (
     Contract,
@@ -29,6 +30,7 @@ from slipway.program.contract import (
     UnboundSymbolError,
 )
 from slipway.program.expressions import Condition, Constant, SymbolReference
+from slipway.program.sizes import SizeError, interval_of
 from slipway.program.torch_types import is_fresh
 from slipway.program.trees import Tree
 from slipway.program.words import counted, type_of
@@ -255,16 +257,23 @@ def _without_common_sizes(condition: sympy.Basic, table: SymbolTable) -> sympy.B
     if not isinstance(condition, sympy.Rel):
         return condition
     left, right = (sympy.Mul.make_args(side) for side in condition.args)
-    common = [
-        size
-        for size in left
-        if size in right and size in table.index and table.symbols[table.index[size]].minimum > 0
-    ]
+    common = [size for size in left if size in right and _is_positive(size, table)]
     if not common:
         return condition
     numbers = (side.as_coeff_Mul()[0] for side in condition.args)
     factor = sympy.Mul(sympy.gcd(*numbers), *common)
     return condition.func(*(side / factor for side in condition.args))
+
+
+def _is_positive(size: sympy.Basic, table: SymbolTable) -> bool:
+    """Returns whether a part of a product has symbols, and is more than 0 for all they may be."""
+    if not size.free_symbols or not size.free_symbols <= set(table.index):
+        return False
+    ranges = [(item.minimum, item.maximum or math.inf) for item in table.symbols]
+    try:
+        return interval_of(to_expression(size, table.index), ranges)[0] > 0
+    except (InexpressibleError, SizeError):
+        return False
 
 
 def _conditions(guards: Sequence[Guard], table: SymbolTable) -> Iterator[tuple[Guard, sympy.Basic]]:

@@ -325,6 +325,21 @@ def test_a_size_that_both_sides_of_a_comparison_have_is_not_part_of_it() -> None
         torch.testing.assert_close(program(x), model(x))
 
 
+def test_a_number_of_frames_that_both_sides_of_a_comparison_have_is_not_part_of_it() -> None:
+    layer = nn.Conv1d(3, 5, 3, padding=1)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        frames = x.unfold(1, 8, 4)
+        return layer(torch.einsum("mf,bft->bmt", torch.ones(3, 8), frames.transpose(1, 2)))
+
+    symbols = {"batch": (1, 4), "samples": (8, 400)}
+    program = export(model, torch.randn(2, 81), dynamic_shapes=("batch, samples",), symbols=symbols)
+    assert relations(program) == []
+    for shape in ((1, 8), (1, 400), (4, 8), (3, 77)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x))
+
+
 def test_a_product_stays_excluded_where_one_of_its_graphs_is_another() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         if x.shape[0] * x.shape[1] == 64 and x.shape[0] == x.shape[1]:
