@@ -78,6 +78,21 @@ RULES = (
     ),
     Rule(
         _FLOW,
+        "tensor-that-a-loop-has-twice",
+        "the body of a loop operator uses a tensor from outside, and a view of it such as x.T",
+        "make a copy of the view outside, as x.T.clone(), and use that",
+        r"Encountered aliasing during higher order op tracing[\s\S]*Input-to-input aliasing",
+    ),
+    Rule(
+        _FLOW,
+        "tensor-that-a-loop-has-twice",
+        "the body of a loop operator returns a tensor that it was given, or one tensor twice, or "
+        "a view of one",
+        "return a copy: x.clone()",
+        r"Encountered aliasing during higher order op tracing",
+    ),
+    Rule(
+        _FLOW,
         "loop-that-changes-its-carry",
         "the body of a loop operator returns other shapes or dtypes than it takes: {}",
         "return from the body what it takes: as many tensors, of the same shapes and dtypes",
@@ -350,6 +365,14 @@ RULES = (
         "use torch.stack or torch.cat",
         r"data is not allocated yet",
         line=r"\btensor\(",
+    ),
+    Rule(
+        _FLOW,
+        "scan-with-a-tensor-that-is-no-buffer",
+        "the body of a scan uses a tensor that is no parameter or buffer of the module",
+        "register it: self.register_buffer(name, tensor)",
+        r"Cannot access data pointer of Tensor",
+        line=r"\bscan\(",
     ),
     Rule(
         _PYTHON,
