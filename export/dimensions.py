@@ -272,7 +272,8 @@ def declare(call: ExampleCall, spec: MethodSpec) -> Declarations:
         elif given is not None:
             _invalid(
                 f"dynamic_shapes gives '{name}' dimensions, but it is {type_of(leaf)}",
-                "give None for what is no tensor",
+                "give None for what is no tensor, and the program is specialised on its value; "
+                "where it varies, pass a tensor without dimensions, or take the size of one",
             )
     used = check_example(call, declared)
     if unused := set(ranges) - {symbol.name for symbol in used}:
