@@ -40,6 +40,7 @@ from slipway.export.dimensions import (
 )
 from slipway.export.errors import ExportError, SourceLine
 from slipway.export.flat_call import flatten_model
+from slipway.export.isolation import apart_from_other_traces
 from slipway.export.layout import leave_layouts_to_operators, record_layout_reads
 from slipway.export.maxima import decide_maxima
 from slipway.export.pooling import pooling_of_any_length
@@ -106,13 +107,12 @@ def capture(
     plain: set[str] = set()
     divisor_lines: dict[str, SourceLine | None] = {}
     layout_reads: list[SourceLine] = []
-    # What Dynamo keeps of the loops and branches of earlier traces would decide for this one.
-    torch._dynamo.reset()
     try:
         with (
             torch.no_grad(),
             shape_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             quiet_torch(),
+            apart_from_other_traces(),
             _record_guard_lines(lines, plain),
             _record_divisor_lines(divisor_lines),
             _round_quotients_as_integers(),

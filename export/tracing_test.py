@@ -839,6 +839,25 @@ def test_a_loop_runs_along_any_dimension_whatever_was_traced_before(
         torch.testing.assert_close(program(x), model(x))
 
 
+def test_an_export_keeps_what_the_process_has_compiled() -> None:
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    function = torch.compile(lambda x: x * 2, backend=backend)
+    function(torch.ones(3))
+    export(
+        lambda x: torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,)),
+        torch.ones(3),
+        dynamic_shapes={"x": "n"},
+        symbols={"n": (0, 9)},
+    )
+    function(torch.ones(3))
+    assert len(compiled) == 1
+
+
 def test_a_loop_that_cannot_run_for_one_size_says_why() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         def step(total: torch.Tensor, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
