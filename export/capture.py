@@ -32,6 +32,7 @@ from torch.fx.proxy import TracerBase
 from torch.utils._sympy.functions import ToFloat
 from torch.utils._sympy.symbol import SymT, make_symbol
 
+from slipway.export.composites import composites_of_any_length
 from slipway.export.dimensions import (
     Declaration,
     Declared,
@@ -43,7 +44,6 @@ from slipway.export.flat_call import flatten_model
 from slipway.export.isolation import apart_from_other_traces
 from slipway.export.layout import leave_layouts_to_operators, record_layout_reads
 from slipway.export.maxima import decide_maxima
-from slipway.export.pooling import pooling_of_any_length
 from slipway.export.recurrent import recurrent_layers_of_any_length
 from slipway.export.sources import innermost_user_line, model_frames
 from slipway.export.spacing import linspace_of_any_length
@@ -123,7 +123,7 @@ def capture(
             recurrent_layers_of_any_length(),
             linspace_of_any_length(),
             mock.patch.object(TracerBase, "_filter_traceback_frames", model_frames),
-            pooling_of_any_length(),
+            composites_of_any_length(),
             # It makes advice of torch's out of guards, for as long as that takes, or fails. The
             # contract says what they mean.
             mock.patch.object(DimConstraints, "solve", lambda constraints: None),

@@ -797,6 +797,32 @@ def test_the_largest_of_neighbours_is_found_in_sequences_of_any_length(
         assert torch.equal(program(x), model(x))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: x.diff(),
+        lambda x: torch.diff(x, 3, 0),
+        lambda x: (x > 0).diff(),
+        lambda x: x.diff(n=2, prepend=x[:, :1] * 2, append=x),
+    ],
+)
+def test_differences_of_neighbours_are_those_of_any_length(model: Any, strict: bool) -> None:
+    program = export(
+        model,
+        torch.randn(3, 6),
+        dynamic_shapes=("rows, length",),
+        symbols={"rows": (0, 9), "length": (0, None)},
+        strict=strict,
+    )
+    assert relations(program) == []
+    targets = {str(node.target) for node in program.methods["forward"].graph_module.graph.nodes}
+    assert "aten.diff.default" in targets
+    for rows, length in itertools.product((0, 1, 2, 5), (0, 1, 2, 3, 9)):
+        x = torch.randn(rows, length)
+        assert torch.equal(program(x), model(x))
+
+
 def test_conditions_that_sympy_cannot_solve_are_left_to_the_contract() -> None:
     weight = torch.ones(1, 1, 3)
 
