@@ -746,12 +746,19 @@ def _resampled(x: torch.Tensor) -> torch.Tensor:
         lambda x: torch.linspace(-1, 1, x.shape[0]),
         lambda x: torch.linspace(3, 0.25, 2 * x.shape[0] + 1, dtype=torch.float64),
         lambda x: torch.linspace(0, 1, 7) + x.shape[0],
+        lambda x: torch.cond(
+            x.sum() > 0,
+            lambda row: row * torch.linspace(0, 1, row.shape[0]),
+            lambda row: row + 1,
+            (x.flatten(),),
+        ),
         _reference_points,
         _resampled,
     ],
 )
-def test_numbers_that_are_evenly_spaced_may_be_as_many_as_a_size(model: Any) -> None:
-    program = exported(model, torch.randn(3, 4))
+@pytest.mark.parametrize("strict", [False, True])
+def test_numbers_that_are_evenly_spaced_may_be_as_many_as_a_size(model: Any, strict: bool) -> None:
+    program = exported(model, torch.randn(3, 4), strict=strict)
     assert relations(program) == []
     for shape in itertools.product((1, 2, 3, 8, 9), repeat=2):
         x = torch.randn(shape)
