@@ -29,14 +29,13 @@ from slipway.program.compiled import (
     target_name,
     torch_release,
 )
-from slipway.program.container import read_container
 from slipway.program.errors import ProgramError
 from slipway.program.instruction_sets import INSTRUCTION_SETS, missing_features
 from slipway.program.mutation import possibly_mutated_inputs
 from slipway.program.program import Program
 from slipway.proto import program_pb2 as pb
 
-__all__ = ["CompilationError", "check_operators", "compile_program", "obstacle"]
+__all__ = ["CompilationError", "compile_program", "obstacle"]
 
 _FIXED_OPTIONS: Mapping[str, Any] = {
     "aot_inductor.enable_line_tables": False,
@@ -136,20 +135,6 @@ def compiler_version(compiler: Path) -> str:
     except (OSError, subprocess.CalledProcessError) as error:
         raise CompilationError(f"the C++ compiler {compiler} does not start: {error}") from error
     return answer.partition("\n")[0]
-
-
-def check_operators(directory: Path) -> None:
-    """Checks that a program calls no operators outside torch's own: it could not even be loaded.
-
-    Raises:
-      CompilationError: it does.
-    """
-    for operator in read_container(directory).graphs().operators:
-        if not operator.name.startswith(_COMPILED_NAMESPACES):
-            raise CompilationError(
-                f"it calls {operator.name}, and a program with custom operators is not compiled; "
-                "leave out compile"
-            )
 
 
 def obstacle(program: Program, method: str) -> str | None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from slipway.export.compilation import CompilationError, check_operators, compile_program
+from slipway.export.compilation import CompilationError, compile_program
 from slipway.export.compiled_gate import check_compiled, measure_speed
 from slipway.program.compiled import use_compiled, use_graphs
-from slipway.program.errors import ProgramError
+from slipway.program.custom_ops import CustomOpsError, load_custom_ops
+from slipway.program.errors import OperatorMismatchError, ProgramError
 from slipway.program.instruction_sets import INSTRUCTION_SETS
-from slipway.program.program import load
+from slipway.program.program import Program, load
 
 __all__ = ["main"]
 
@@ -24,18 +25,24 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compiles as the command line says; returns the exit status."""
     options = _parse(arguments)
+    sys.path += [str(Path(root).absolute()) for root in options.import_root]
     torch.set_num_threads(1)
     try:
         _compile(options)
-    except ProgramError as error:
+    except (CustomOpsError, ProgramError) as error:
         print(f"{options.label}: cannot be compiled: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def _compile(options: argparse.Namespace) -> None:
-    check_operators(options.program)
-    program = load(options.program)
+    custom_ops = load_custom_ops(options.custom_ops)
+    try:
+        program = load(options.program, custom_ops=custom_ops)
+    except OperatorMismatchError as error:
+        raise CompilationError(
+            f"{error}; in a BUILD file, name that library in the target's custom_ops"
+        ) from error
     shutil.copytree(
         options.program, options.output, dirs_exist_ok=True, copy_function=shutil.copyfile
     )
@@ -52,7 +59,8 @@ def _compile(options: argparse.Namespace) -> None:
                 instruction_set=instruction_set,
                 options=settings,
             )
-        _check(program_directory=options.output, target=target, options=options)
+        compiled = load(options.output, custom_ops=custom_ops)
+        _check(compiled, program_directory=options.output, target=target, options=options)
 
 
 def _rank(instruction_set: str) -> int:
@@ -61,9 +69,10 @@ def _rank(instruction_set: str) -> int:
     return names.index(instruction_set) if instruction_set in names else len(names)
 
 
-def _check(program_directory: Path, target: str, options: argparse.Namespace) -> None:
+def _check(
+    program: Program, *, program_directory: Path, target: str, options: argparse.Namespace
+) -> None:
     """Compares what was compiled with the graphs, and says where it is slower."""
-    program = load(program_directory)
     used = use_compiled(program, program_directory)
     compiled = [name for name, method in program.methods.items() if method.engine is not None]
     use_graphs(program)
@@ -97,6 +106,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="of AOTInductor"
+    )
+    parser.add_argument(
+        "--custom-ops",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a Python module that registers operators which the program calls; repeatable",
+    )
+    parser.add_argument(
+        "--import-root", action="append", default=[], metavar="DIR", help="for such modules"
     )
     parser.add_argument(
         "--when-slower",

@@ -2,7 +2,7 @@
 
 load("//program/private:labels.bzl", "label_text")
 load("//third_party:cxx_compiler_info.bzl", "CxxCompilerInfo")
-load(":action.bzl", "action_environment")
+load(":action.bzl", "action_environment", "import_roots")
 
 COMPILE_ATTRIBUTES = {
     "compile": attr.string(
@@ -71,11 +71,12 @@ def check_compile_attributes(ctx):
         if name not in _INSTRUCTION_SETS:
             fail("%s: instruction_sets has \"%s\"; %s" % (target, name, advice))
 
-def compile_program(ctx, *, graphs, program):
+def compile_program(ctx, *, custom_ops, graphs, program):
     """Declares the action that writes a program with compiled code beside its graphs.
 
     Args:
-      ctx: of a rule with COMPILE_ATTRIBUTES and ENVIRONMENT_ATTRS.
+      ctx: of a rule with COMPILE_ATTRIBUTES, ENVIRONMENT_ATTRS and an attribute `custom_ops`.
+      custom_ops: TorchCustomOpsInfo: the operators that the program calls.
       graphs: File: the directory of the program without compiled code.
       program: File: the directory that is written.
     """
@@ -91,6 +92,9 @@ def compile_program(ctx, *, graphs, program):
         ["%s=%s" % option for option in ctx.attr.compile_options.items()],
         format_each = "--option=%s",
     )
+    roots = [root for target in ctx.attr.custom_ops for root in import_roots(ctx, target)]
+    arguments.add_all(roots, format_each = "--import-root=%s", uniquify = True)
+    arguments.add_all(custom_ops.modules, format_each = "--custom-ops=%s")
     arguments.add(ctx.attr.when_slower, format = "--when-slower=%s")
 
     # Not add(graphs): directories given to that are expanded to their files.
@@ -101,7 +105,11 @@ def compile_program(ctx, *, graphs, program):
         progress_message = "Compiling %{label}",
         executable = ctx.executable._compiler,
         arguments = [arguments],
-        inputs = depset([graphs], transitive = [compiler.files]),
+        inputs = depset([graphs], transitive = [
+            compiler.files,
+            custom_ops.transitive_sources,
+            custom_ops.runfiles.files,
+        ]),
         outputs = [program],
         env = action_environment(ctx, _ENV),
     )

@@ -28,12 +28,12 @@ def _torch_export_impl(ctx):
     _check_model(ctx.label, model)
     _check_entry_point(ctx.label, ctx.attr.entry_point)
     check_compile_attributes(ctx)
+    custom_ops = custom_ops_info(ctx, ctx.attr.custom_ops)
     program = ctx.actions.declare_directory(ctx.label.name + ".program")
     graphs = program
     if ctx.attr.compile:
         graphs = ctx.actions.declare_directory(ctx.label.name + ".graphs.program")
-        compile_program(ctx, graphs = graphs, program = program)
-    custom_ops = custom_ops_info(ctx, ctx.attr.custom_ops)
+        compile_program(ctx, custom_ops = custom_ops, graphs = graphs, program = program)
 
     arguments = ctx.actions.args()
     arguments.use_param_file("@%s", use_always = True)
