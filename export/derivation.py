@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils._sympy.functions import ToFloat, TruncToInt
+from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat, TruncToInt
 
 from slipway.export.capture import Capture, Guard
 from slipway.export.containers import tree_of
@@ -36,6 +36,9 @@ from slipway.program.trees import Tree
 from slipway.program.words import counted, type_of
 
 __all__ = ["Derivation", "derive"]
+
+_SHOWN_CHARACTERS = 100
+"""How long what int() was called with may be to be shown: the line of the model has it too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,15 +240,23 @@ def _relations(
 
 
 def _inexpressible(condition: sympy.Basic, guard: Guard) -> ExportError:
-    reason = f"the model relies on {condition}, which a contract cannot say"
+    needed = str(condition)
     advice = "compute sizes with +, -, *, //, %, min and max only"
     match condition:
         case sympy.Eq(args=(TruncToInt(args=(number,)), sympy.Integer() as rounded)):
             number = number.replace(ToFloat, lambda size: size)
-            reason = f"the model relies on int({number}) == {rounded}, which a contract cannot say"
+            text = str(number)
+            needed = f"int({text if len(text) <= _SHOWN_CHARACTERS else '…'}) == {rounded}"
             advice = (
                 "write math.trunc() in place of int(), which gives a plain number: the example's"
             )
+            whole = all(float(value).is_integer() for value in number.atoms(sympy.Float))
+            if whole and number.has(FloatTrueDiv, IntTrueDiv):
+                advice = (
+                    "divide once, with // and without int(), which gives a plain number, the "
+                    "example's: rows * 16 // (height * width) for int(rows / (height * width / 16))"
+                )
+    reason = f"the model relies on {needed}, which a contract cannot say"
     return ExportError(ExportErrorKind.CONSTRAINT_VIOLATION, reason, advice, guard.source)
 
 

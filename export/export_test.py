@@ -499,6 +499,11 @@ def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype)
     [
         (lambda x: functional.avg_pool2d(x[None], x.shape), "with mean"),
         (lambda x: functional.max_pool1d(x, x.shape[1]), "with amax"),
+        (lambda x: torch.vmap(lambda y: functional.max_pool1d(y, 2))(x[None]), "max_pool2d with"),
+        (lambda x: functional.max_pool2d(x[None], x.shape[1] // 2), "else give its size"),
+        (lambda x: x.diagonal(x.shape[0] // 5), "x[:, offset:].diagonal()"),
+        (lambda x: torch.rot90(x, x.shape[0] // 5), "use slices"),
+        (lambda x: x * [1, 2, 3, 4, 5][x.shape[0] // 2], "in place of range() and lists"),
         (
             lambda x: functional.one_hot(x.argmax(0), x.shape[0]),
             "torch.arange: (indices[..., None]",
@@ -524,6 +529,15 @@ def test_an_operator_that_takes_a_plain_number_is_named(model: Any, advice: str)
     assert error.page.endswith("constraint-violation.md#operator-that-takes-a-plain-number")
 
 
+def test_a_window_that_may_be_too_long_says_from_which_size_it_fits() -> None:
+    error = failure(
+        lambda x: functional.max_pool1d(x, min(3, x.shape[1])),
+        torch.ones(4, 8),
+        dynamic_shapes=[{1: Dim("n", min=2, max=64)}],
+    )
+    assert error.advice == "declare Dim('n', min=3, max=64)"
+
+
 def test_an_operator_that_takes_a_plain_number_is_not_blamed_for_another() -> None:
     weight = torch.randn(4, 6)
     error = failure(
@@ -546,6 +560,32 @@ def test_a_fraction_that_becomes_a_plain_number_says_what_to_write(model: Any, n
     error = failure(model, torch.ones(8), dynamic_shapes=[{0: Dim("n", min=1, max=64)}])
     assert needs in error.reason
     assert error.advice.startswith("write math.trunc() in place of int()")
+
+
+def test_windows_that_are_counted_by_a_plain_number_say_what_to_write() -> None:
+    def windows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+        x = functional.pad(x, (0, -x.shape[2] % 4, 0, -x.shape[1] % 4))
+        batch, height, width = x.shape
+        x = x.view(batch, height // 4, 4, width // 4, 4).transpose(2, 3)
+        return x.flatten(0, 2), height, width
+
+    def published(x: torch.Tensor) -> torch.Tensor:
+        parts, height, width = windows(x)
+        batch = int(parts.shape[0] / (height * width / 4 / 4))
+        return parts.view(batch, height // 4, width // 4, 4, 4)
+
+    def advised(x: torch.Tensor) -> torch.Tensor:
+        parts, height, width = windows(x)
+        batch = parts.shape[0] * 16 // (height * width)
+        return parts.view(batch, height // 4, width // 4, 4, 4)
+
+    dims = [{0: Dim("b", min=1, max=4), 1: Dim("h", min=1, max=64), 2: Dim("w", min=1, max=64)}]
+    error = failure(published, torch.ones(2, 7, 9), dynamic_shapes=dims)
+    assert error.reason == "the model relies on int(…) == 2, which a contract cannot say"
+    assert error.advice.startswith("divide once, with // and without int()")
+    program = export(advised, torch.ones(2, 7, 9), dynamic_shapes=dims)
+    x = torch.randn(3, 13, 8)
+    assert torch.equal(program(x), published(x))
 
 
 @pytest.mark.parametrize(

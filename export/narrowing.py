@@ -43,8 +43,20 @@ _ADVICE_SIZES = 512
 """How many sizes of a symbol are tried to find out what to declare instead."""
 
 _TAKE_PLAIN_NUMBERS = {
-    r"\bavg_pool\dd\(": "average over all with mean(…, keepdim=True) or adaptive_avg_pool",
-    r"\bmax_pool\dd\(": "take the largest of all with amax(…, keepdim=True)",
+    r"\bavg_pool\dd\(": (
+        "where the window is all of a dimension, average with mean(…, keepdim=True) or "
+        "adaptive_avg_pool, else give its size as a number"
+    ),
+    # It takes windows of any number, except under torch.vmap.
+    r"\bmax_pool1d\(": (
+        "where the window is all of a dimension, take the largest with amax(…, keepdim=True), "
+        "else use max_pool2d with a window of (1, NUMBER)"
+    ),
+    r"\bmax_pool\dd\(": (
+        "where the window is all of a dimension, take the largest with amax(…, keepdim=True), "
+        "else give its size as a number"
+    ),
+    r"\bdiag(?:onal)?\(": "leave out columns instead: x[:, offset:].diagonal()",
     r"\bone_hot\(": "compare with torch.arange: (indices[..., None] == torch.arange(size)).long()",
     r"\bas_tensor\(": "use torch.tensor() or torch.full()",
     r"\bistft\(": "leave length out, and cut or pad the result",
@@ -56,6 +68,9 @@ _TAKE_PLAIN_NUMBERS = {
     r"\.(?:unfold|chunk)\(": "use slices, or torch.split with sizes",
 }
 """What to write in place of operators that take what may be a size as a plain number."""
+
+_INSTEAD_OF_PLAIN_NUMBERS = "use slices, torch.arange and the like in place of range() and lists"
+"""What to write where it is not known what takes one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +261,14 @@ def _advice_on_plain_numbers(narrowing: Narrowing) -> str | None:
 
 def _taker_of_plain_number(narrowing: Narrowing) -> tuple[str, str] | None:
     """Returns the operator that took one, and what to write instead; None if none is known."""
-    if narrowing.plain and narrowing.source is not None:
-        for pattern, instead in _TAKE_PLAIN_NUMBERS.items():
-            if found := re.search(pattern, narrowing.source.text):
-                return found[0].strip(".("), instead
+    match narrowing.condition, narrowing.source:
+        # Comparisons are made on the way, and take no number.
+        case Comparison("==", size, Constant()), SourceLine(text=line) if narrowing.plain:
+            for pattern, instead in _TAKE_PLAIN_NUMBERS.items():
+                if found := re.search(pattern, line):
+                    return found[0].strip(".("), instead
+            if "int(" not in line and not isinstance(size, SymbolReference):
+                return "the line", _INSTEAD_OF_PLAIN_NUMBERS
     return None
 
 
