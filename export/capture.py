@@ -112,7 +112,6 @@ def capture(
             torch.no_grad(),
             shape_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             quiet_torch(),
-            apart_from_other_traces(),
             _record_guard_lines(lines, plain),
             _record_divisor_lines(divisor_lines),
             _round_quotients_as_integers(),
@@ -188,6 +187,7 @@ def _exported(
     """
     try:
         with (
+            apart_from_other_traces(),
             mock.patch.object(eager_transforms, "grad_increment_nesting", _give_up),
             mock.patch.object(eager_transforms, "jvp_increment_nesting", _give_up),
         ):
@@ -198,16 +198,16 @@ def _exported(
         first = error
     for record in records:
         record.clear()
-    torch._dynamo.reset()
     try:
-        return _export(
-            model,
-            tensors,
-            dynamic_shapes=shapes,
-            strict=strict,
-            preserve_module_call_signature=(),
-            pre_dispatch=False,
-        )
+        with apart_from_other_traces():
+            return _export(
+                model,
+                tensors,
+                dynamic_shapes=shapes,
+                strict=strict,
+                preserve_module_call_signature=(),
+                pre_dispatch=False,
+            )
     except Exception:
         # Where the first attempt came to its end, it knows best what it had to leave out.
         if re.search(_CONSTANT, str(first)):
