@@ -200,7 +200,7 @@ def _exported(
         record.clear()
     try:
         with apart_from_other_traces():
-            return _export(
+            exported = _export(
                 model,
                 tensors,
                 dynamic_shapes=shapes,
@@ -213,6 +213,7 @@ def _exported(
         if re.search(_CONSTANT, str(first)):
             raise first from None
         raise
+    return cast(ExportedProgram, exported)
 
 
 def _overlap(tensor: torch.Tensor) -> int:

@@ -8,12 +8,14 @@ were not those of any server.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 
 __all__ = ["multiply_integers_exactly"]
 
-_LIBRARY = torch.library.Library("aten", "IMPL")  # overrides end with it
+_LIBRARY: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+"""Overrides end with it."""
 
 
 def multiply_integers_exactly() -> None:
