@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         return USAGE
 
 
+@cache  # it takes longer to make than to describe a small program
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m slipway.program", description=__doc__, epilog=_EPILOG)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

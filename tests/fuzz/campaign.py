@@ -69,6 +69,8 @@ def _with_sections(
     """Yields program.pb with other sections, and digests that fit them."""
     for section in sections:
         changed: dict[str, Any] = {name: section}
+        for file in directory.iterdir():
+            file.unlink()  # to write over it has the file system wait for the disk
         try:
             write_container(directory, replace(container, **changed))
         except ProgramError:

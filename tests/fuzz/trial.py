@@ -113,6 +113,7 @@ def _run_child(
     with os.fdopen(writer, "wb") as results:
         for number, data in mutants:
             signal.alarm(_SECONDS)
+            path.unlink()  # to write over a file has the file system wait for the disk
             path.write_bytes(data)
             kind, text = _try(directory, f"mutant {number} of {path.name}", ask=number % 4 == 0)
             encoded = text.encode()
