@@ -144,7 +144,7 @@ class Supervisor:
         with its_end:
             worker.process = subprocess.Popen(
                 self.command,
-                stdin=its_end,
+                stdin=its_end.fileno(),
                 stdout=subprocess.PIPE,
                 text=True,
                 errors="replace",  # libraries of operators may write anything

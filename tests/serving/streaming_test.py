@@ -68,9 +68,7 @@ def test_bytes_that_are_no_message_are_answered_on_the_stream(channel: grpc.Chan
         for data in method(iter([b"\xff", good]), timeout=BOUND)
     ]
     assert len(responses) == 2
-    assert any(
-        "is no inference.ModelInferRequest" in response.error_message for response in responses
-    )
+    assert any("is no inference.ModelInfer" in response.error_message for response in responses)
 
 
 def test_a_client_that_leaves_its_stream_harms_nobody(
