@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.export import AdditionalInputs, ShapesCollection
 from torch.nn import functional
 
 from slipway.export import (
@@ -191,6 +192,31 @@ def test_auto_dimensions_may_turn_out_static_and_dynamic_ones_may_not() -> None:
     assert error.kind is ExportErrorKind.CONSTRAINT_VIOLATION
     assert "'x' dimension 0 is declared dynamic" in error.reason
     assert at(error) == line_of(model, "torch.ones(3)")
+
+
+def scaled_sums(x: torch.Tensor, *, y: torch.Tensor) -> torch.Tensor:
+    return (x * 2).sum(1) + y
+
+
+def test_shapes_may_be_collected_by_tensor() -> None:
+    x, y = torch.ones(2, 3), torch.ones(2)
+    shapes = ShapesCollection()
+    shapes[x] = shapes[y] = {0: Dim("n", min=1, max=9)}
+    program = export(scaled_sums, (x,), {"y": y}, dynamic_shapes=shapes)
+    assert program(torch.ones(9, 3), y=torch.ones(9)).tolist() == [7.0] * 9
+    with pytest.raises(ContractViolation):
+        program(torch.ones(10, 3), y=torch.ones(10))
+
+
+def test_sizes_that_differ_among_examples_are_dynamic() -> None:
+    x, y = torch.ones(2, 3), torch.ones(2)
+    examples = AdditionalInputs()
+    examples.add((x,), {"y": y})
+    examples.add((torch.ones(5, 3),), {"y": torch.ones(5)})
+    program = export(scaled_sums, (x,), {"y": y}, dynamic_shapes=examples)
+    assert program(torch.ones(40, 3), y=torch.ones(40)).tolist() == [7.0] * 40
+    with pytest.raises(ContractViolation):
+        program(torch.ones(2, 4), y=torch.ones(2))
 
 
 def test_bounds_of_an_auto_dimension_hold_even_where_it_is_another_one() -> None:

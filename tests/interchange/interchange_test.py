@@ -228,3 +228,33 @@ def test_sets_of_sizes_and_sources_of_relations_survive() -> None:
     for size in range(20):
         legal = size in (4, 8, 16)
         assert again.contract.is_legal((size,)) is legal
+
+
+@pytest.mark.parametrize(
+    ("relation", "holds"),
+    [
+        ("n == 2 or m == n", lambda n, m: n == 2 or m == n),
+        ("n < m and m != 5", lambda n, m: n < m and m != 5),
+        ("not (n < 2 or m < 2)", lambda n, m: not (n < 2 or m < 2)),
+        ("max(n, m) < 5", lambda n, m: max(n, m) < 5),
+        ("min(n, m) == 2", lambda n, m: min(n, m) == 2),
+        ("m // 2 == n", lambda n, m: m // 2 == n),
+    ],
+)
+def test_torchs_program_takes_the_sizes_for_which_a_relation_holds(
+    relation: str, holds: Callable[[int, int], bool]
+) -> None:
+    program = export(
+        lambda x: x * 2,
+        torch.ones(2, 4),
+        dynamic_shapes=("n, m",),
+        symbols={"n": (1, 6), "m": (1, 6)},
+        relations=[relation],
+    )
+    theirs = to_exported_program(program).module()
+    for shape in itertools.product(range(1, 7), repeat=2):
+        if holds(*shape):
+            assert theirs(torch.ones(shape)).shape == shape
+        else:
+            with pytest.raises((AssertionError, RuntimeError)):
+                theirs(torch.ones(shape))
