@@ -119,7 +119,7 @@ class Method:
 
     @property
     def checks_indices(self) -> bool:
-        """Returns whether calls look at values before operators do, as `load` says."""
+        """Returns whether calls look at values before operators: see `load` and `avoid_traps`."""
         return self._checks_indices
 
     @property
