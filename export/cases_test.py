@@ -160,6 +160,15 @@ def test_only_the_same_is_near_what_is_not_finite(
         difference(found, wanted, 1, "x")
 
 
+@pytest.mark.parametrize(("largest", "allowed"), [(0.0, 1e-5), (1.0, 1e-5), (-200.0, 2e-3)])
+def test_how_near_a_small_number_is_depends_on_the_largest(largest: float, allowed: float) -> None:
+    wanted = torch.tensor([largest, 0.0, math.inf])
+    near, far = (torch.tensor([largest, part * allowed, math.inf]) for part in (0.9, 1.1))
+    assert difference(near, wanted, 1, "x")[0] == pytest.approx(0.9 * allowed)
+    with pytest.raises(CaseFailedError, match=f"allowed: {allowed:g} and 0.0001 of the value"):
+        difference(far, wanted, 1, "x")
+
+
 def test_a_call_that_the_engine_refuses_starts_from_what_it_was_given() -> None:
     embedding = torch.nn.Embedding(10, 3)
 

@@ -48,8 +48,9 @@ __all__ = [
 CASES_DIRECTORY = "cases"
 _FILE = "cases.safetensors"
 
-# Relative and absolute. Wider than torch.testing's, which compare two runs on one machine: another
-# order of summation, on other vector units, may differ in the last digits.
+# Relative to a number, and to 1 or, if that is more, the largest one of its tensor. Wider than
+# torch.testing's, which compare two runs on one machine: another order of summation, on other vector
+# units, may differ in the last digits.
 TOLERANCES = {
     ScalarType.FLOAT16: (1e-2, 1e-2),
     ScalarType.BFLOAT16: (2e-2, 2e-2),
@@ -286,14 +287,18 @@ def difference(
         raise CaseFailedError(f"{name} is not what it must be")
     same = (left == right) | (left.isnan() & right.isnan())
     gap = torch.where(same, 0.0, (left - right).abs())
-    # Of what is not finite nothing else is near.
-    near = right.isfinite() & (gap <= factor * (atol + rtol * right.abs()))
-    if not bool((same | near).all()):
-        raise CaseFailedError(
-            f"{name} differs by up to {gap.max().item():.3g}; allowed: {factor * atol:.3g} and "
-            f"{factor * rtol:.3g} of the value"
-        )
     if not gap.numel():
         return 0.0, 0.0
-    relative = torch.where(same, 0.0, gap / right.abs().clamp(min=1e-12))
+    # A small number may be what is left of large ones, with their rounding.
+    magnitudes = right.abs()
+    finite = right.isfinite()
+    absolute = factor * atol * max(1.0, torch.where(finite, magnitudes, 0).max().item())
+    # Of what is not finite nothing else is near.
+    near = finite & (gap <= absolute + factor * rtol * magnitudes)
+    if not bool((same | near).all()):
+        raise CaseFailedError(
+            f"{name} differs by up to {gap.max().item():.3g}; allowed: {absolute:.3g} and "
+            f"{factor * rtol:.3g} of the value"
+        )
+    relative = torch.where(same, 0.0, gap / magnitudes.clamp(min=1e-12))
     return gap.max().item(), relative.max().item()

@@ -44,6 +44,7 @@ class MemoryReturn:
 
     def _run(self) -> None:
         while self._is_due.wait():
+            self._is_due.clear()
             while (left := self._last + self._quiet - time.monotonic()) > 0:
                 time.sleep(left)
                 self._is_due.clear()  # before the next look at when the last one was
