@@ -49,8 +49,8 @@ CASES_DIRECTORY = "cases"
 _FILE = "cases.safetensors"
 
 # Relative to a number, and to 1 or, if that is more, the largest one of its tensor. Wider than
-# torch.testing's, which compare two runs on one machine: another order of summation, on other vector
-# units, may differ in the last digits.
+# those of torch.testing, which compares two runs on one machine: another order of summation, on
+# other vector units, may differ in the last digits.
 TOLERANCES = {
     ScalarType.FLOAT16: (1e-2, 1e-2),
     ScalarType.BFLOAT16: (2e-2, 2e-2),
