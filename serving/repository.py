@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from slipway.serving.versions import Found, VersionPolicy, fingerprint, scan
 __all__ = ["Repository", "State", "VersionStatus"]
 
 _LOGGER = logging.getLogger(__name__)
+
+_NUMBER = re.compile("[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,10 +280,13 @@ class Repository(ServedModels):
             else:
                 record.state = State.UNAVAILABLE
                 self._models.setdefault(name, {})
-            is_news, record.reason = reason != record.reason, reason
-            if not (record.is_failing and error.is_passing):
+            is_news = reason != record.reason
+            if record.is_failing and error.is_passing:
+                # How much memory is free is another number at each look.
+                is_news = _NUMBER.sub("", reason) != _NUMBER.sub("", record.reason)
+            else:
                 self._loads[name, False] += 1
-            record.is_failing = error.is_passing
+            record.reason, record.is_failing = reason, error.is_passing
         if is_news:
             what = "goes on with its old content" if record.models else "is unavailable"
             _LOGGER.error("model '%s' version %d %s: %s", name, version, what, reason)

@@ -290,6 +290,23 @@ def test_a_version_that_memory_does_not_suffice_for_is_tried_again(
     assert following.default is loaded  # and is not loaded again and again
 
 
+def test_the_log_says_once_that_memory_does_not_suffice_though_less_or_more_is_free(
+    following: Following, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for version in (2, 3):
+        write_affine(following.root / "affine" / str(version))
+        with monkeypatch.context() as patch:
+            for free in range(4):
+                patch.setattr(Host, "available_memory", lambda self, free=free: free)
+                following.look()
+        # Whoever asks for the reason is told of the last look.
+        assert "and 3 are free" in following.lines()[version][1]
+    texts = [text for text in caplog.messages if "bytes of memory" in text]
+    assert [text.split(": ")[0] for text in texts] == [
+        f"model 'affine' version {version} is unavailable" for version in (2, 3)
+    ]
+
+
 def test_what_is_asked_for_is_tried_again_though_its_files_look_the_same(
     following: Following,
 ) -> None:
