@@ -12,8 +12,9 @@ __all__ = ["LARGE_BYTES", "MemoryReturn"]
 LARGE_BYTES = 2**26
 """From how many bytes of requests on it is worth it."""
 
-_QUIET = 2.0
-"""Seconds without such requests after which it is done: while they come, they need the memory."""
+_QUIET = 30.0
+"""Seconds without such requests after which it is done: while they come, they need the memory, and
+each time it is done costs all others tens of milliseconds."""
 
 
 class MemoryReturn:
@@ -21,7 +22,7 @@ class MemoryReturn:
 
     gRPC receives a message in small parts, each of which the allocator keeps when it is freed, as
     long as anything behind it is in use: of messages of 500 MB more than 1 GB stayed. To give it
-    back takes up to a tenth of a second, in which threads that need memory wait.
+    back takes up to a tenth of a second, in which threads that need memory wait, and so all calls.
     """
 
     def __init__(self, trim: Callable[[], object] | None = None, quiet: float = _QUIET) -> None:
