@@ -1,4 +1,4 @@
-"""What gRPC is told about limits."""
+"""What gRPC is told about limits, and what the system's are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import resource
 
 from slipway.serving.configuration import LimitSettings
 
-__all__ = ["channel_options"]
+__all__ = ["address_warning", "channel_options"]
 
 _OWN_FILES = 128
 """Files that the server opens itself: programs, logs, metrics."""
@@ -56,6 +56,21 @@ def channel_options(limits: LimitSettings, *, shares_port: bool = False) -> list
         if seconds:
             options.append((name, _milliseconds(seconds)))
     return options
+
+
+def address_warning() -> str:
+    """Returns what may happen because addresses are limited, or "" if they are not.
+
+    How many threads and models need is known when they have them. gRPC then ends the process
+    without a word of why, or waits for ever.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY:
+        return ""
+    return (
+        f"the address space is limited to {soft} bytes (ulimit -v): the process hangs or is "
+        "aborted when a thread needs more; take that limit away, and limit its container's memory"
+    )
 
 
 def _milliseconds(seconds: float) -> int:

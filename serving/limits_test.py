@@ -5,7 +5,7 @@ import resource
 import pytest
 
 from slipway.serving.configuration import LimitSettings
-from slipway.serving.limits import channel_options
+from slipway.serving.limits import address_warning, channel_options
 
 
 def test_grpc_is_told_each_limit_in_its_own_unit() -> None:
@@ -68,3 +68,10 @@ def test_there_are_as_many_connections_as_files_may_be_open_less_the_servers_own
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
     options = dict(channel_options(LimitSettings(max_connections=0)))
     assert options["grpc.max_allowed_incoming_connections"] == connections
+
+
+def test_a_limit_of_addresses_is_warned_of_and_none_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2**30, resource.RLIM_INFINITY))
+    assert address_warning().startswith("the address space is limited to 1073741824 bytes (ulimit")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert address_warning() == ""

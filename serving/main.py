@@ -15,6 +15,7 @@ from slipway.serving.command_line import parse
 from slipway.serving.configuration import Configuration
 from slipway.serving.configuration_file import to_toml
 from slipway.serving.errors import StartupError
+from slipway.serving.limits import address_warning
 from slipway.serving.logs import LogControl, LogFormat
 from slipway.serving.security import Security
 from slipway.serving.signals import let_signals_end_it, stop_event
@@ -87,6 +88,9 @@ def _serve(settings: Configuration, is_worker: bool, log: LogControl) -> int:
     if is_worker:
         follow_parent(stop)
     _raise_descriptor_limit()
+    warning = address_warning()
+    if warning:
+        _LOGGER.warning("%s", warning)
     failed = threading.Event()
 
     # The threads of OpenMP would otherwise spin for milliseconds when they have nothing to do, on
