@@ -12,8 +12,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import InferenceServerClient, service_pb2
+from tritonclient.grpc import service_pb2
 
+from slipway.tests.serving.clients import open_client
 from slipway.tests.serving.programs import (
     AFFINE_WEIGHT,
     LOOKUP_TABLE,
@@ -100,7 +101,7 @@ def test_one_callers_bad_data_fails_alone(server: ServerProcess) -> None:
         failures = bad.result()
     assert failures.keys() == {grpc.StatusCode.INVALID_ARGUMENT}
     succeeded = 0
-    with InferenceServerClient(server.address) as client:
+    with open_client(server.address) as client:
         until = time.monotonic() + 60
         while succeeded < GOOD_CLIENTS * REQUESTS:  # the last are counted after they were answered
             assert time.monotonic() < until, f"{succeeded} were counted"

@@ -17,6 +17,7 @@ from slipway.program import load
 from slipway.tests.compiled.program_path import TARGET, program_path
 from slipway.tests.monitoring.traffic import get
 from slipway.tests.monitoring.watched_server import WatchedServer
+from slipway.tests.serving.clients import open_client
 from slipway.tests.serving.server_process import (
     ServerProcess,
     server_command,
@@ -71,7 +72,7 @@ def _expected() -> list[_Array]:
 def test_it_serves_without_a_compiler(repository: Path, without_compiler: dict[str, str]) -> None:
     with (
         ServerProcess(repository, ["--compiled=require"], environment=without_compiler) as server,
-        InferenceServerClient(server.address) as client,
+        open_client(server.address) as client,
     ):
         assert _execution(client) == (TARGET, "compiled with the usual options")
         for found, expected in zip(_answers(client, _TOKENS, _MARGINS), _expected(), strict=True):
@@ -99,7 +100,7 @@ def test_metrics_and_the_status_page_say_what_runs(repository: Path, tmp_path: P
 def test_another_instruction_set_falls_back_to_the_graph_and_says_so(repository: Path) -> None:
     with (
         ServerProcess(repository, ["--compiled=auto"], environment=_NO_VECTORS) as server,
-        InferenceServerClient(server.address) as client,
+        open_client(server.address) as client,
     ):
         execution, reason = _execution(client)
         assert execution == "graph"
@@ -112,7 +113,7 @@ def test_another_instruction_set_falls_back_to_the_graph_and_says_so(repository:
 
 
 def test_compiled_code_runs_only_if_the_server_is_told_so(repository: Path) -> None:
-    with ServerProcess(repository) as server, InferenceServerClient(server.address) as client:
+    with ServerProcess(repository) as server, open_client(server.address) as client:
         assert _execution(client) == (
             "graph",
             "compiled code is not used (--compiled=never); run by torch's interpreter",
@@ -122,7 +123,7 @@ def test_compiled_code_runs_only_if_the_server_is_told_so(repository: Path) -> N
 def test_python_runs_the_graph_if_the_server_is_told_so(repository: Path) -> None:
     with (
         ServerProcess(repository, ["--graph-engine=python"]) as server,
-        InferenceServerClient(server.address) as client,
+        open_client(server.address) as client,
     ):
         _, reason = _execution(client)
         assert reason == "compiled code is not used (--compiled=never); run by Python"

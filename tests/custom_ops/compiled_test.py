@@ -10,6 +10,8 @@ import pytest
 import tritonclient.grpc as triton
 from runfiles import Runfiles
 
+from slipway.tests.serving.clients import open_client
+
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[triton.InferenceServerClient]:
@@ -23,7 +25,7 @@ def client() -> Iterator[triton.InferenceServerClient]:
         text=True,
     ) as process:
         assert process.stdout is not None
-        yield triton.InferenceServerClient(process.stdout.readline().split()[-1])
+        yield open_client(process.stdout.readline().split()[-1])
         process.terminate()
 
 

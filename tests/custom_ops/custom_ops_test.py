@@ -11,6 +11,7 @@ import tritonclient.grpc as triton
 from runfiles import Runfiles
 
 from slipway.program import OperatorMismatchError, load
+from slipway.tests.serving.clients import open_client
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def client(runfiles: Runfiles) -> Iterator[triton.InferenceServerClient]:
         [server, "--port=0"], env=runfiles.EnvVars(), stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        yield triton.InferenceServerClient(process.stdout.readline().split()[-1])
+        yield open_client(process.stdout.readline().split()[-1])
         process.terminate()
 
 

@@ -10,6 +10,7 @@ from tritonclient.grpc import InferenceServerClient
 
 from slipway.tests.monitoring import traffic
 from slipway.tests.monitoring.watched_server import WatchedServer
+from slipway.tests.serving.clients import open_client
 
 
 @pytest.fixture(scope="session")
@@ -26,5 +27,5 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def client(server: WatchedServer) -> Iterator[InferenceServerClient]:
-    with InferenceServerClient(server.address) as connection:
+    with open_client(server.address) as connection:
         yield connection

@@ -14,6 +14,7 @@ from tritonclient.grpc import InferenceServerClient, service_pb2
 
 from slipway.tests.monitoring.traffic import eventually, infer, refuse
 from slipway.tests.monitoring.watched_server import WatchedServer
+from slipway.tests.serving.clients import open_client
 from slipway.tests.serving.requests import call
 from slipway.tests.serving.server_process import server_command, server_environment
 
@@ -27,7 +28,7 @@ def test_json_lines_name_the_request(repository: Path, tmp_path: Path) -> None:
     flags = ["--log-format=json", "--access-log-sample=1"]
     with (
         WatchedServer(repository, tmp_path / "log", flags) as server,
-        InferenceServerClient(server.address) as client,
+        open_client(server.address) as client,
     ):
         infer(client, request_id="by-protocol", headers={"x-request-id": "by-metadata"})
         refuse(client, rows=20, request_id="seven\nlines")
@@ -75,7 +76,7 @@ def test_text_lines_are_one_a_request(repository: Path, tmp_path: Path) -> None:
     flags = ["--access-log-sample=1", "--log-level=error"]
     with (
         WatchedServer(repository, tmp_path / "log", flags) as server,
-        InferenceServerClient(server.address) as client,
+        open_client(server.address) as client,
     ):
         infer(client, request_id="a\nb")
         assert server.stop() == 0

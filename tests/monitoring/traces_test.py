@@ -16,10 +16,10 @@ from opentelemetry.proto.collector.trace.v1 import (
     trace_service_pb2_grpc,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from tritonclient.grpc import InferenceServerClient
 
 from slipway.tests.monitoring.traffic import infer, refuse
 from slipway.tests.monitoring.watched_server import WatchedServer
+from slipway.tests.serving.clients import open_client
 from slipway.tests.serving.requests import tensor
 from slipway.tests.serving.server_process import server_command, server_environment
 
@@ -77,7 +77,7 @@ def test_a_request_is_part_of_the_client_s_trace(
     flags = [f"--trace-endpoint={endpoint}", "--access-log-sample=1"]
     with (
         WatchedServer(repository, tmp_path / "log", flags) as server,
-        InferenceServerClient(server.address) as client,
+        open_client(server.address) as client,
     ):
         sampled = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
         infer(client, rows=3, request_id="one", headers=sampled)
@@ -131,7 +131,7 @@ def test_every_request_of_a_stream_is_traced(
     received, endpoint = collector
     with (
         WatchedServer(repository, tmp_path / "log", [f"--trace-endpoint={endpoint}"]) as server,
-        InferenceServerClient(server.address) as client,
+        open_client(server.address) as client,
     ):
         answers: list[Any] = []
         x = tensor("x", np.ones((2, 4), np.float32), "FP32")
@@ -167,7 +167,7 @@ def test_a_collector_that_is_away_costs_no_request(repository: Path, tmp_path: P
     flags = ["--trace-endpoint=http://127.0.0.1:1"]
     with (
         WatchedServer(repository, tmp_path / "log", flags) as server,
-        InferenceServerClient(server.address) as client,
+        open_client(server.address) as client,
     ):
         for _ in range(10):
             infer(client)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import tritonclient
 from runfiles import Runfiles
-from tritonclient.grpc import InferenceServerClient
 
+from slipway.tests.serving.clients import open_client
 from slipway.tests.serving.programs import write_affine, write_lookup
 from slipway.tests.serving.server_process import ServerProcess
 
@@ -46,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 def counts(server: ServerProcess, model: str) -> tuple[int, int]:
     """Returns how many requests succeeded and failed so far."""
-    with InferenceServerClient(server.address) as client:
+    with open_client(server.address) as client:
         (statistics,) = client.get_inference_statistics(model).model_stats
     return statistics.inference_stats.success.count, statistics.inference_stats.fail.count
 

@@ -10,6 +10,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from slipway.tests.serving import programs
+from slipway.tests.serving.clients import open_client
 from slipway.tests.serving.server_process import ServerProcess
 
 
@@ -35,7 +36,7 @@ def server(repository: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def client(server: ServerProcess) -> Iterator[InferenceServerClient]:
-    with InferenceServerClient(server.address) as connection:
+    with open_client(server.address) as connection:
         yield connection
 
 

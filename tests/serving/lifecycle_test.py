@@ -12,8 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tritonclient.grpc import InferenceServerClient
 
+from slipway.tests.serving.clients import open_client
 from slipway.tests.serving.programs import write_affine
 from slipway.tests.serving.requests import infer_request, zeros
 from slipway.tests.serving.server_process import (
@@ -197,7 +197,7 @@ def test_a_standard_output_that_takes_nothing_stops_nothing(repository: Path) ->
         assert process.stderr is not None
         line = next(line for line in process.stderr if "slipway: serving" in line)
         assert "cannot write to standard output: No space left on device" in line
-        with InferenceServerClient(line.split()[-1].strip("'")) as client:
+        with open_client(line.split()[-1].strip("'")) as client:
             assert client.is_model_ready("affine")
         process.terminate()
         assert process.wait(timeout=60) == 0
@@ -298,7 +298,7 @@ def test_a_model_without_a_ready_version_makes_the_server_not_ready(tmp_path: Pa
     (tmp_path / "broken" / "1").mkdir(parents=True)
     with ServerProcess(tmp_path) as server:
         assert server.ready_line.startswith("slipway: serving 1 programs at ")
-        with InferenceServerClient(server.address) as client:
+        with open_client(server.address) as client:
             assert client.is_server_live()
             assert not client.is_server_ready()
             assert client.is_model_ready("good")

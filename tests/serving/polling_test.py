@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from runfiles import Runfiles
-from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.grpc import InferInput
 from tritonclient.utils import InferenceServerException
 
+from slipway.tests.serving.clients import open_client
 from slipway.tests.serving.server_process import server_command, server_environment
 
 CALLS = 500
@@ -43,7 +44,7 @@ def server(request: pytest.FixtureRequest, repository: Path) -> Iterator[tuple[i
 
 def test_messages_wake_no_thread_of_grpc(server: tuple[int, str]) -> None:
     process, address = server
-    with InferenceServerClient(address) as client:
+    with open_client(address) as client:
         assert client.is_server_live()
         before = wakings(process)
         assert all(client.is_server_live() for _ in range(CALLS))
@@ -57,7 +58,7 @@ def test_messages_wake_no_thread_of_grpc(server: tuple[int, str]) -> None:
 )
 def test_only_the_thread_that_receives_wants_short_slices(server: tuple[int, str]) -> None:
     process, address = server
-    with InferenceServerClient(address) as client:
+    with open_client(address) as client:
         # Large messages are read by another thread, which the one that receives starts.
         large = InferInput("x", [2**19], "FP32")
         large.set_data_from_numpy(np.zeros(2**19, np.float32))

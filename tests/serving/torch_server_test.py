@@ -5,7 +5,8 @@ import tomllib
 
 import pytest
 from runfiles import Runfiles
-from tritonclient.grpc import InferenceServerClient
+
+from slipway.tests.serving.clients import open_client
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_a_bundle_serves_its_programs_and_the_command_line_wins(
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("slipway: serving 1 programs at 127.0.0.1:")
-        with InferenceServerClient(line.split()[-1]) as client:
+        with open_client(line.split()[-1]) as client:
             assert client.is_server_ready()
             assert list(client.get_model_metadata("ranker").versions) == ["7"]
         process.terminate()

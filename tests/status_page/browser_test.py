@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tritonclient.grpc import InferenceServerClient
 
 from slipway.tests.monitoring import traffic
 from slipway.tests.monitoring.watched_server import WatchedServer
+from slipway.tests.serving.clients import open_client
 from slipway.tests.status_page.chromium import Chromium, find_chromium
 
 BINARY = find_chromium()
@@ -41,7 +41,7 @@ def browser(tmp_path: Path, *, width: int, dark: bool = False) -> Chromium:
 def test_it_is_live(server: WatchedServer, tmp_path: Path) -> None:
     with (
         browser(tmp_path, width=1200) as page,
-        InferenceServerClient(server.address) as client,
+        open_client(server.address) as client,
     ):
         page.open(server.monitoring + "/")
         assert page.evaluate(f"document.querySelector('{AFFINE} [data-field=ok]').innerText") == "0"
