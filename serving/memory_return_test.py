@@ -25,6 +25,21 @@ def test_it_is_given_back_once_after_the_last_of_several_large_requests() -> Non
     trims.get(timeout=30)
 
 
+def test_it_is_given_back_once_for_a_request_that_came_while_it_was_given_back() -> None:
+    trims: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def trim() -> None:
+        if trims.empty():
+            memory_return.note()
+            time.sleep(0.5)  # and so that it was long ago when it is looked at
+        trims.put(None)
+
+    memory_return = MemoryReturn(trim, quiet=0.1)
+    memory_return.note()
+    time.sleep(2)
+    assert trims.qsize() == 2
+
+
 def test_a_budget_tells_of_large_requests_and_of_many_but_not_of_small_ones() -> None:
     told: list[int] = []
     budget = MemoryBudget(2 * LARGE_BYTES, lambda: told.append(budget.used))
