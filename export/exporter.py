@@ -21,12 +21,12 @@ from slipway.export.api import export_spec
 from slipway.export.checkpoint import CheckpointFile
 from slipway.export.child import run_in_child
 from slipway.export.errors import ExportError, ExportErrorKind
-from slipway.export.integers import multiply_integers_exactly
 from slipway.export.sources import user_line_of_exception
 from slipway.export.spec import ExportSpec
 from slipway.export.weights import load_files
 from slipway.export.worker import serve
 from slipway.program.custom_ops import CustomOpsError, load_custom_ops
+from slipway.program.integers import multiply_integers_exactly
 
 __all__ = ["load_entry_point", "main"]
 

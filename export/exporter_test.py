@@ -108,6 +108,14 @@ def multiplies_integers():
     )
 
 
+def multiplies_packed_weights():
+    weight, scales = torch.ones(24, 50, dtype=torch.int8), torch.ones(24, dtype=torch.bfloat16)
+    return ExportSpec(
+        model=lambda x: torch._weight_int8pack_mm(x, weight, scales),
+        args=torch.ones(5, 50, dtype=torch.bfloat16),
+    )
+
+
 def without_values():
     with torch.device("meta"):
         return ExportSpec(model=torch.nn.Linear(3, 2), args=torch.ones(2, 3, device="cpu"))
@@ -330,6 +338,31 @@ def test_products_of_integers_are_right_without_new_instructions(
     )
     case = next(case for case in load(output).cases if isinstance(case, AnsweredCase))
     assert set(case.outputs["products"].unique().tolist()) == {127 * 127 * 64}
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "environment"),
+    [
+        ("multiplies_integers", {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
+        ("multiplies_packed_weights", {}),
+    ],
+)
+def test_products_of_integers_are_right_on_other_machines(
+    workspace: Path, entry_point: str, environment: dict[str, str]
+) -> None:
+    output = workspace / "a.program"
+    pins = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    assert run(workspace, f"models.model:{entry_point}", output, **pins) == ""
+    code = (
+        "import sys; from slipway.program import load; from slipway.program.cases import verify; "
+        "from slipway.program.interpreter import use_interpreter; program = load(sys.argv[1]); "
+        "verify(program); assert not use_interpreter(program); verify(program)"
+    )
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(output)],
+        env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **environment},
+        check=True,
+    )
 
 
 def test_other_sources_of_random_numbers_start_from_the_same_ones_too(workspace: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slipway.program import index_bounds, linears, traps
+from slipway.program import index_bounds, linears, packed_products, traps
 from slipway.program.assertions import ASSERTIONS
 from slipway.program.cases import AnsweredCase, case_inputs
 from slipway.program.convolutions import prepare_convolutions
@@ -72,6 +72,7 @@ _SCRIPTED = {
     matmul_mul,
     *ASSERTIONS.values(),
     *index_bounds.SCRIPTED,
+    *packed_products.SCRIPTED,
     *traps.SCRIPTED,
 }
 

@@ -22,6 +22,7 @@ from slipway.program.errors import (
 from slipway.program.index_bounds import NOT_THERE
 from slipway.program.index_checks import check_indices
 from slipway.program.mutation import possibly_mutated_inputs
+from slipway.program.packed_products import fill_vectors
 from slipway.program.scalar_types import ScalarType
 from slipway.program.torch_types import is_fresh
 from slipway.program.traps import avoid_traps
@@ -88,7 +89,9 @@ class Method:
         )
         constants = self.weights.keys() - written
         self._graph_module = check_indices(
-            avoid_traps(module), constants, unchecked_only=not checks_indices
+            avoid_traps(fill_vectors(module, self.weights)),
+            constants,
+            unchecked_only=not checks_indices,
         )
         self._checks_indices = self._graph_module is not module
         self._forward = leaving_nesting(self._graph_module)

@@ -15,6 +15,7 @@ from slipway.program.contract import DEFAULT_METHOD, Contract
 from slipway.program.contract_codec import contract_to_proto
 from slipway.program.errors import CorruptProgramError, ProgramError
 from slipway.program.graph_codec import check_graph_size, graph_from_proto
+from slipway.program.integers import multiply_integers_exactly
 from slipway.program.method import Method
 from slipway.program.mutation import possibly_mutated_inputs
 from slipway.program.shards import Verification
@@ -76,6 +77,8 @@ class Program:
         self._sources = pb.Sources() if sources is None else sources
         self.device = device
         self.digest = digest
+        if any(item.name.startswith("aten::_int_mm.") for item in graphs.operators):
+            multiply_integers_exactly()
         modules = [
             graph_from_proto(graph, graphs.operators, device, custom_ops)
             for graph in graphs.methods
