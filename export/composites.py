@@ -1,7 +1,8 @@
 """Composite operators over sequences of any length.
 
 Each is one operator in a graph, but what torch runs of it when it traces takes the length as a
-plain integer, which would be the example's, or makes a length of which it knows nothing.
+plain integer, which would be the example's, makes a length of which it knows nothing, or asks
+for the value of a tensor that it made of one.
 """
 
 from __future__ import annotations
@@ -52,7 +53,31 @@ def _diff(
     return differences
 
 
+def _cov(
+    inputs: torch.Tensor,
+    *,
+    correction: int = 1,
+    fweights: torch.Tensor | None = None,
+    aweights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Returns what the operator does, without asking a tensor whether there are enough columns."""
+    covariance: torch.Tensor
+    if fweights is not None or aweights is not None:
+        operator, key = torch.ops.aten.cov.default, torch._C.DispatchKey.CompositeImplicitAutograd
+        covariance = operator._op_dk(
+            key, inputs, correction=correction, fweights=fweights, aweights=aweights
+        )
+        return covariance
+    rows = inputs if inputs.ndim == 2 else inputs.reshape(1, -1)
+    count = rows.shape[1]
+    centred = rows - rows.sum(1, keepdim=True) / count
+    degrees = torch.sym_max(count - correction, 0)  # type: ignore[no-untyped-call]
+    covariance = centred @ centred.mT.conj() / degrees
+    return covariance.squeeze()
+
+
 _KERNELS = {
+    torch.ops.aten.cov.default: _cov,
     torch.ops.aten.diff.default: _diff,
     torch.ops.aten.max_pool1d.default: _max_pool1d,
 }

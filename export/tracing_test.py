@@ -830,6 +830,32 @@ def test_differences_of_neighbours_are_those_of_any_length(model: Any, strict: b
         assert torch.equal(program(x), model(x))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: x.cov(),
+        lambda x: torch.cov(x, correction=0),
+        lambda x: torch.cov(x.long()),
+        lambda x: torch.cov(x[0]),
+        lambda x: torch.corrcoef(torch.complex(x, x.flip(0))),
+        lambda x: x.corrcoef(),
+    ],
+)
+def test_covariances_are_those_of_any_length(model: Any, strict: bool) -> None:
+    program = export(
+        model,
+        torch.randn(3, 6),
+        dynamic_shapes=("3, length",),
+        symbols={"length": (1, None)},
+        strict=strict,
+    )
+    assert relations(program) == []
+    for length in (1, 2, 3, 9, 200):
+        x = 3 * torch.randn(3, length)
+        torch.testing.assert_close(program(x), model(x), equal_nan=True)
+
+
 def test_conditions_that_sympy_cannot_solve_are_left_to_the_contract() -> None:
     weight = torch.ones(1, 1, 3)
 
