@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._higher_order_ops.associative_scan import associative_scan
 from torch.export import AdditionalInputs, ShapesCollection
 from torch.nn import functional
 
@@ -586,6 +587,25 @@ def test_a_fraction_that_becomes_a_plain_number_says_what_to_write(model: Any, n
     error = failure(model, torch.ones(8), dynamic_shapes=[{0: Dim("n", min=1, max=64)}])
     assert needs in error.reason
     assert error.advice.startswith("write math.trunc() in place of int()")
+
+
+def test_an_associative_scan_says_what_to_use_for_dynamic_sizes() -> None:
+    def recurrence(decay: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        def combine(first: Any, second: Any) -> Any:
+            return first[0] * second[0], second[0] * first[1] + second[1]
+
+        return associative_scan(combine, (decay, x), dim=1, combine_mode="generic")[1]
+
+    example = torch.rand(3, 6), torch.rand(3, 6)
+    error = failure(
+        recurrence,
+        example,
+        dynamic_shapes=("rows, steps",) * 2,
+        symbols={"rows": (1, 32), "steps": (1, 128)},
+    )
+    assert error.advice.startswith("use torch._higher_order_ops.scan.scan, or torch.cumsum")
+    program = export(recurrence, example)
+    torch.testing.assert_close(program(*example), recurrence(*example))
 
 
 def test_windows_that_are_counted_by_a_plain_number_say_what_to_write() -> None:

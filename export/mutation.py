@@ -6,6 +6,7 @@ from collections.abc import Container
 from typing import Any
 
 import torch
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from slipway.program.mutation import written_arguments
 
@@ -37,5 +38,8 @@ def storage_of(node: Any) -> int | None:
     value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         return None
+    while is_functorch_wrapped_tensor(value):
+        # What associative_scan combines is traced under vmap; such a tensor only wraps another.
+        value = get_unwrapped(value)
     storage: int = value.untyped_storage()._cdata
     return storage

@@ -236,6 +236,11 @@ def narrowing_error(narrowings: Sequence[Narrowing], contract: Contract) -> Expo
 def _advice_on_plain_numbers(narrowing: Narrowing) -> str | None:
     """Returns what to write instead of `int(n / 2)` and the like; None if nothing such narrows."""
     line = "" if narrowing.source is None else narrowing.source.text
+    if re.search(r"\bassociative_scan\(", line):
+        return (
+            "use torch._higher_order_ops.scan.scan, or torch.cumsum and the like; torch traces "
+            "associative_scan for the example's sizes"
+        )
     match narrowing.condition:
         case Comparison("==", FloorDivide() as quotient, Constant()) if re.search(r"\bint\(", line):
             return (
