@@ -11,7 +11,7 @@ __all__ = ["find_page", "page_of"]
 _ENTRIES: dict[str, list[tuple[str, str, str]]] = {
     "constraint violation": [
         (r"in general, but of the shape", "", "squeeze-of-a-dynamic-dimension"),
-        (r"relies on int\(", "", "size-as-a-plain-number"),
+        (r"relies on (?:int|float)\(", "", "size-as-a-plain-number"),
         (r"a contract cannot say", "", "relation-that-a-contract-cannot-say"),
         (r"needs \w+ == \w*[a-zA-Z_]\w*,", "", "two-sizes-that-must-be-equal"),
         (r"\bmin\(|\bmax\(", "", "table-that-is-too-small"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -256,8 +257,34 @@ def _inexpressible(condition: sympy.Basic, guard: Guard) -> ExportError:
                     "divide once, with // and without int(), which gives a plain number, the "
                     "example's: rows * 16 // (height * width) for int(rows / (height * width / 16))"
                 )
+        case sympy.Eq(args=(number, sympy.Float() as value)) if (
+            guard.source is not None and re.search(r"\b(?:float|math\.\w+)\(", guard.source.text)
+        ):
+            needed = f"float({number}) == {float(value):g}"
+            advice = (
+                "compute without float() and math.sqrt() and the like, which give plain numbers: "
+                "the example's (x ** 0.5 is a square root)"
+            )
     reason = f"the model relies on {needed}, which a contract cannot say"
     return ExportError(ExportErrorKind.CONSTRAINT_VIOLATION, reason, advice, guard.source)
+
+
+def _without_fractions(condition: sympy.Basic, table: SymbolTable) -> sympy.Basic:
+    """Returns a comparison of a number that Python made of a size as one of whole numbers.
+
+    Roots and logarithms compare what they are taken of with 0: `(rows - 1) ** 0.5`.
+    """
+    match condition:
+        case sympy.Rel(args=(ToFloat(args=(size,)), sympy.Number() as bound)) if float(
+            bound
+        ).is_integer():
+            return condition.func(size, sympy.Integer(bound))
+        case sympy.Rel(
+            args=(IntTrueDiv(args=(size, divisor)), sympy.Number(is_zero=True) as zero)
+        ) if divisor.is_positive or _is_positive(divisor, table):
+            return condition.func(size, sympy.Integer(zero))
+        case _:
+            return condition
 
 
 def _without_common_sizes(condition: sympy.Basic, table: SymbolTable) -> sympy.Basic:
@@ -290,7 +317,8 @@ def _is_positive(size: sympy.Basic, table: SymbolTable) -> bool:
 def _conditions(guards: Sequence[Guard], table: SymbolTable) -> Iterator[tuple[Guard, sympy.Basic]]:
     """Yields what the guards say of the contract's symbols, each statement for itself."""
     for guard in guards:
-        condition = _without_common_sizes(guard.condition.xreplace(table.meaning), table)
+        condition = _without_fractions(guard.condition.xreplace(table.meaning), table)
+        condition = _without_common_sizes(condition, table)
         match condition:
             case sympy.Ne(args=(sympy.Mul() as product, sympy.Integer(is_zero=True))):
                 # Of one symbol each, so that whether the graph needs it can be found out.

@@ -386,6 +386,9 @@ def test_sizes_that_are_divided_and_rounded_stay_integers(rounded: Callable[[flo
         (lambda n: math.ceil(n / 2.5), "(2*n + 4) // 5"),
         (lambda n: math.ceil(n * 0.75), "(3*n + 3) // 4"),
         (lambda n: math.floor(n * 2.0), "2*n"),
+        (lambda n: math.ceil(-n / -2.5), "(2*n + 4) // 5"),
+        (lambda n: math.floor(n * -0.5) + 2 * n, "2*n + (-n) // 2"),
+        (lambda n: torch.arange(n - 1, -1, -1.0).shape[0], "n"),
         (lambda n: math.ceil((n - 9) / 4) + 9, "(n - 6) // 4 + 9"),
         (lambda n: math.floor(n * 0.3), "?"),
     ],
@@ -399,6 +402,32 @@ def test_sizes_that_were_fractions(size: Callable[[int], int], expected: str) ->
     assert str(program.contract.tensor_outputs["output"]) == f"float32[{expected}]"
     for n in (1, 2, 3, 4, 5, 9, 100, 101, 104729, 1 << 20):
         assert program(torch.zeros(n)).shape == (size(n),)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        lambda n: (n - 1) ** 0.5,
+        lambda n: (1 / n) ** 0.5,
+        lambda n: ((n - 1) / (2 * n + 1)) ** 0.5,
+        lambda n: (3 * n / 8) ** -0.5,
+    ],
+)
+def test_roots_of_sizes(factor: Callable[[int], float]) -> None:
+    shapes = [{0: Dim("n", min=1, max=1 << 20)}]
+    program = export(lambda x: x * factor(x.shape[0]), torch.ones(8), dynamic_shapes=shapes)
+    assert program.contract.relations == ()
+    for n in (1, 2, 3, 9, 1 << 20):
+        assert torch.equal(program(torch.ones(n)), torch.ones(n) * factor(n))
+
+
+def test_a_root_of_what_may_be_negative_needs_that_it_is_not() -> None:
+    error = failure(
+        lambda x: x * (x.shape[0] - 4) ** 0.5,
+        torch.ones(8),
+        dynamic_shapes=[{0: Dim("n", min=1, max=64)}],
+    )
+    assert error.advice == "declare Dim('n', min=4, max=64)"
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
@@ -589,6 +618,20 @@ def test_a_fraction_that_becomes_a_plain_number_says_what_to_write(model: Any, n
     assert error.advice.startswith("write math.trunc() in place of int()")
 
 
+@pytest.mark.parametrize(
+    ("model", "needs"),
+    [
+        (lambda x: x * math.sqrt(1 / x.shape[0]), "relies on float(IntTrueDiv(1, n)) == 0.125"),
+        (lambda x: x * float(x.shape[0] / 3), "relies on float(IntTrueDiv(n, 3)) == 2.66667"),
+    ],
+)
+def test_a_plain_number_made_of_a_fraction_says_what_to_write(model: Any, needs: str) -> None:
+    error = failure(model, torch.ones(8), dynamic_shapes=[{0: Dim("n", min=1, max=64)}])
+    assert needs in error.reason
+    assert error.advice.startswith("compute without float() and math.sqrt()")
+    assert error.page.endswith("#size-as-a-plain-number")
+
+
 def test_an_associative_scan_says_what_to_use_for_dynamic_sizes() -> None:
     def recurrence(decay: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         def combine(first: Any, second: Any) -> Any:
@@ -658,6 +701,13 @@ def test_windows_that_are_counted_by_a_plain_number_say_what_to_write() -> None:
             {0: Dim("n", min=1, max=64)},
             "n == 8",
             "n ** 0.5 is a square root",
+        ),
+        (
+            lambda x: x / math.sqrt(x.shape[0] - 1),
+            (8,),
+            {0: Dim("n", min=2, max=64)},
+            "n - 1 == 7",
+            "(n - 1) ** 0.5 is a square root",
         ),
         (
             lambda x: x.view(-1, 8) * int(x.shape[1] / 2),

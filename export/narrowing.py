@@ -73,6 +73,9 @@ _INSTEAD_OF_PLAIN_NUMBERS = "use slices, torch.arange and the like in place of r
 """What to write where it is not known what takes one."""
 
 
+_TAKES_FLOAT = re.compile(r"\b(?:float|math\.\w+)\(")
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a condition holds throughout the declared ranges.
@@ -255,6 +258,11 @@ def _advice_on_plain_numbers(narrowing: Narrowing) -> str | None:
                 f"numbers: the example's ({name} ** 0.5 is a square root); or make the dimension "
                 f"static ({size})"
             )
+        case Comparison("==", size, Constant()) if narrowing.plain and _TAKES_FLOAT.search(line):
+            return (
+                "compute without float() and math.sqrt() and the like, which give plain numbers: "
+                f"the example's (({size}) ** 0.5 is a square root)"
+            )
         case Comparison("==", expression, Constant()) if narrowing.plain and "int(" in line:
             return f"compute {expression} without int(), which gives a plain number: the example's"
     operator = _taker_of_plain_number(narrowing)
@@ -272,7 +280,8 @@ def _taker_of_plain_number(narrowing: Narrowing) -> tuple[str, str] | None:
             for pattern, instead in _TAKE_PLAIN_NUMBERS.items():
                 if found := re.search(pattern, line):
                     return found[0].strip(".("), instead
-            if "int(" not in line and not isinstance(size, SymbolReference):
+            named = "int(" in line or _TAKES_FLOAT.search(line)
+            if not named and not isinstance(size, SymbolReference):
                 return "the line", _INSTEAD_OF_PLAIN_NUMBERS
     return None
 

@@ -108,17 +108,17 @@ def _ratio(fraction: sympy.Basic) -> tuple[sympy.Basic, int]:
         case torch_functions.IntTrueDiv(args=(whole, sympy.Integer(is_positive=True) as divisor)):
             return whole, int(divisor)
         case torch_functions.FloatTrueDiv(
-            args=(torch_functions.ToFloat(args=(whole,)), sympy.Float(is_positive=True) as divisor)
+            args=(torch_functions.ToFloat(args=(whole,)), sympy.Float(is_zero=False) as divisor)
         ):
             denominator, factor = float(divisor).as_integer_ratio()
-        case sympy.Mul(
-            args=(sympy.Float(is_positive=True) as scale, torch_functions.ToFloat(args=(whole,)))
-        ):
+        case sympy.Mul(args=(sympy.Float() as scale, torch_functions.ToFloat(args=(whole,)))):
             factor, denominator = float(scale).as_integer_ratio()
         case _:
             raise InexpressibleError(f"{fraction} has no form in the contract language")
-    if max(factor, denominator) > _LARGEST_FACTOR:
+    if max(abs(factor), abs(denominator)) > _LARGEST_FACTOR:
         raise InexpressibleError(f"{fraction} has no form in the contract language")
+    if denominator < 0:
+        factor, denominator = -factor, -denominator
     return factor * whole, denominator
 
 
