@@ -163,9 +163,15 @@ def run_example(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
     except Exception as error:
         if is_from_tracing(error):
             raise translate(error) from error
+        advice = "make the example inputs a call that works, or mend the model"
+        if "does not require grad" in str(error):
+            advice = (
+                "take derivatives by torch.func, or compute what they are taken of within `with "
+                "torch.enable_grad():`; exports and servers call models under torch.no_grad()"
+            )
         raise ExportError(
             ExportErrorKind.INVALID_SPEC,
             f"the model itself fails on the example: {type(error).__name__}: {error}",
-            "make the example inputs a call that works, or mend the model",
+            advice,
             user_line_of_exception(error),
         ) from error

@@ -59,6 +59,7 @@ _ENTRIES: dict[str, list[tuple[str, str, str]]] = {
         (r'^"', "", "text-that-is-no-shape"),
         (r"do not fit the signature", "", "arguments-that-do-not-fit-the-model"),
         (r"which is declared legal", "", "model-that-fails-for-a-declared-size"),
+        (r"does not require grad", "", "derivative-without-gradients"),
         (r"fails on the example", "", "example-that-the-model-cannot-take"),
         (r"^the (?:argument|example arguments)", "", "argument-that-is-no-tensor"),
         (r"^output .* is a number", "", "output-that-is-a-number"),

@@ -148,6 +148,16 @@ RULES = (
     ),
     Rule(
         _FLOW,
+        "distribution-that-checks-its-arguments",
+        "a distribution of torch.distributions checks the values that it is given",
+        "pass validate_args=False to it",
+        _TRUTH,
+        line=r"\bdistributions\.\w+\(|\.log_prob\(|\b(?:\w*Normal|\w*Categorical|\w*Bernoulli|"
+        r"Beta|Dirichlet|Exponential|Gamma|Independent|Laplace|Poisson|StudentT|Uniform)\(",
+        called="__init__|log_prob",
+    ),
+    Rule(
+        _FLOW,
         "branch-on-a-tensors-value",
         "the model branches on the value of a tensor",
         _CHOOSE,
