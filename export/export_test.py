@@ -571,6 +571,8 @@ def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype)
         (lambda x: x * torch.fft.rfftfreq(x.shape[1])[0], "from torch.arange"),
         (lambda x: torch.cat(x.chunk(x.shape[0])), "torch.split"),
         (lambda x: x.unfold(0, x.shape[0] // 2, 1), "slices"),
+        (lambda x: (x + 0j).mean(0).abs(), "complex numbers as x.sum(dim) / x.shape[dim]"),
+        (lambda x: torch.vmap(torch.func.hessian(lambda y: y.pow(3).sum()))(x), "grad or vjp"),
         (
             lambda x: torch.istft((x + 0j).T[:1].expand(5, -1), 8, length=x.shape[0]),
             "leave length out",

@@ -66,6 +66,11 @@ _TAKE_PLAIN_NUMBERS = {
         "compute it from torch.arange(size)"
     ),
     r"\.(?:unfold|chunk)\(": "use slices, or torch.split with sizes",
+    r"\b(?:jvp|jacfwd|jacrev|hessian)\(": (
+        "take derivatives with torch.func.grad or vjp, or with torch.autograd.grad"
+    ),
+    # Of real numbers it takes none.
+    r"\bmean\(": "take the mean of complex numbers as x.sum(dim) / x.shape[dim]",
 }
 """What to write in place of operators that take what may be a size as a plain number."""
 

@@ -72,7 +72,8 @@ RULES = (
         "loop-that-starts-from-a-view",
         "a loop operator starts from a tensor that lies in memory otherwise than what the body "
         "returns: {}",
-        "start from a copy: x.clone(memory_format=torch.contiguous_format)",
+        "start from a copy, and return copies, such as of what torch.linalg gives: "
+        "x.clone(memory_format=torch.contiguous_format)",
         r"Expected (?:body_fn_output|carry|init)[^\n]* to have same metadata but found:"
         r"\s*pair\[\d+\] differ in '(stride: [^']*)'",
     ),
