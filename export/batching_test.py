@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._higher_order_ops.while_loop import while_loop
 from torch.nn import functional
 
 from slipway.export import Dim, ExportError, ExportErrorKind, ExportSpec, MethodSpec, export
@@ -34,6 +35,20 @@ def why_not(f: Function, *args: torch.Tensor, **options: Any) -> str:
     assert program.methods["forward"].batching is None
     (note,) = (note for note in program.contract.notes if "joined" in note)
     return note
+
+
+class Settled(nn.Module):
+    """Repeats a step until nothing changes, which of not-a-number is never."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def goes_on(values: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
+            return changed.clone()
+
+        def step(values: torch.Tensor, changed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            later = (values / 2).floor()
+            return later, (later != values).any()
+
+        return while_loop(goes_on, step, (x.floor(), torch.tensor(True)))[0]
 
 
 def features(*shape: int) -> torch.Tensor:
@@ -355,3 +370,21 @@ def test_large_models_are_tried_on_less() -> None:
     assert batching is not None
     assert batching.evidence.batch_sizes == (2,)
     assert batching.evidence.comparisons == 2
+
+
+def test_a_loop_that_the_values_of_one_row_keep_going_is_not_for_several() -> None:
+    note = why_not(Settled(), features(3, 4).abs())
+    assert "a loop does not end within 1000 steps with extreme values in one row" in note
+
+
+def test_a_loop_that_ends_for_all_values_is_for_several() -> None:
+    def halved(x: torch.Tensor) -> torch.Tensor:
+        def goes_on(values: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+            return step < 3
+
+        def halve(values: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return values / 2, step + 1
+
+        return while_loop(goes_on, halve, (x.clone(), torch.tensor(0)))[0]
+
+    assert batched(halved, features(3, 4)).methods["forward"].batching is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +38,16 @@ _LARGEST_BATCH = 64
 _BATCH_ELEMENTS = 1 << 18
 _BATCH_OPERATIONS = 3 * 10**8
 _HEAVY_ROW_OPERATIONS = 10**8
+_LEAST_STEPS = 1000
+_STEPS_OF_USUAL = 10
+"""Loops may take so many steps, or so many times those of a usual call, before they count as
+endless."""
 
 Call = list[torch.Tensor]
+
+
+class _EndlessLoopError(Exception):
+    """Raised where a loop goes on for more steps than a call may take."""
 
 
 class Trial:
@@ -68,6 +78,7 @@ class Trial:
         self._generator = torch.Generator().manual_seed(_SEED)
         self._sizes: set[int] = set()
         self._settings = self._comparisons = self._perturbations = 0
+        self._most_steps = _LEAST_STEPS
 
     @property
     def evidence(self) -> BatchingEvidence:
@@ -142,7 +153,7 @@ class Trial:
     ) -> Iterator[str]:
         order = self._order(len(rows), size)
         try:
-            actual = self._method.run(join([rows[row] for row in order], self._inputs))
+            actual = self._run(join([rows[row] for row in order], self._inputs))
         except Exception as error:
             # Whatever a graph raises: its rows alone have been taken.
             yield f"a batch of {size} rows fails, whose rows alone do not: {_one_line(error)}"
@@ -168,13 +179,22 @@ class Trial:
             batch = list(rows[:size])
             batch[changed] = [extreme(tensor) for tensor in batch[changed]]
             try:
-                actual = self._method.run(join(batch, self._inputs))
+                actual = self._run(join(batch, self._inputs))
+            except _EndlessLoopError as error:
+                # Whose values are usual would wait for as long.
+                yield f"{error} with extreme values in one row of several"
+                continue
             except Exception:
                 continue  # it takes no such values, and who joins calls tries them one by one then
             yield from self._differing(
                 actual, expected, changed, "changes with the values of another row"
             )
             self._perturbations += 1
+
+    def _run(self, inputs: Call) -> Call:
+        """Returns the outputs. Raises: whatever the graph does, and if a loop does not end."""
+        with _counted_steps(self._method.graph_module, self._most_steps):
+            return self._method.run(inputs)
 
     def _differing(
         self, actual: Call, expected: Call, leaving_out: int | None, what: str
@@ -196,8 +216,9 @@ class Trial:
         rows = self._rows(self._usual, as_drawn)
         counter = FlopCounterMode(display=False)
         try:
-            with counter:
+            with counter, _counted_steps(self._method.graph_module, None) as steps:
                 self._method.run(rows[0])
+            self._most_steps = max(_LEAST_STEPS, _STEPS_OF_USUAL * next(steps))
         except Exception:
             pass  # whether any row can be run is found out later
         operations = int(counter.get_total_flops())
@@ -276,7 +297,7 @@ class Trial:
         results = []
         for row in rows:
             try:
-                results.append([tensor.clone() for tensor in self._method.run(row)])
+                results.append([tensor.clone() for tensor in self._run(row)])
             except Exception as error:
                 return f"a call of one row fails: {_one_line(error)}"
         # As float64, since some numbers of one byte cannot be asked.
@@ -284,6 +305,32 @@ class Trial:
         if floating and not any(bool(tensor.isfinite().any()) for tensor in floating):
             return "the results are no finite numbers"
         return results
+
+
+@contextlib.contextmanager
+def _counted_steps(graph: torch.fx.GraphModule, most: int | None) -> Iterator[Iterator[int]]:
+    """Counts the steps that loops take whose number depends on values.
+
+    Args:
+      graph: where they are.
+      most: after so many of them a loop raises _EndlessLoopError; None: it never does.
+
+    Yields:
+      What gives how many there were.
+    """
+    steps = itertools.count()
+
+    def count(*_: object) -> None:
+        if next(steps) == most:
+            raise _EndlessLoopError(f"a loop does not end within {most} steps")
+
+    with contextlib.ExitStack() as stack:
+        for module in graph.modules():
+            for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+                if node.target is torch.ops.higher_order.while_loop:
+                    body = module.get_submodule(node.args[1].target)
+                    stack.callback(body.register_forward_pre_hook(count).remove)
+        yield steps
 
 
 def _one_line(error: Exception) -> str:
