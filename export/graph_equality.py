@@ -58,10 +58,13 @@ class View:
     written: Set[int] = frozenset()
 
     def integer(self, value: Any) -> sympy.Basic | None:
-        """Returns a size over the contract's symbols, be it a number, symbolic, or a node."""
+        """Returns a size over the contract's symbols, be it a number, symbolic, or a node.
+
+        Likewise a condition on sizes, as is asserted of those that depend on values.
+        """
         if isinstance(value, torch.fx.Node):
             value = value.meta.get("val")
-        if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        if isinstance(value, bool) or not isinstance(value, int | torch.SymInt | torch.SymBool):
             return None
         return expression_of(value).xreplace(self.meaning).xreplace(self.values)
 
@@ -73,13 +76,15 @@ class View:
     def nodes(self, graph: torch.fx.Graph) -> list[torch.fx.Node]:
         """Returns all nodes but those that give their operand, compute sizes, or are known.
 
-        The latter two are compared by what they give.
+        The latter two are compared by what they give. Nor does it return what tracing asserts by
+        itself where a size is bounded, that no more elements are found than there are.
         """
         return [
             node
             for node in graph.nodes
             if not isinstance(node.meta.get("val"), int | torch.SymInt | torch.SymBool)
             and not self._gives_operand(node)
+            and not _asserts_most_found(node)
             and node not in self.known
         ]
 
@@ -142,6 +147,35 @@ class View:
             and storage_of(node) not in self.written
             and storage_of(operand) not in self.written
         )
+
+
+def _asserts_most_found(node: torch.fx.Node) -> bool:
+    """Returns whether a node asserts that no more elements are found than there are."""
+    match node:
+        case torch.fx.Node(
+            target=torch.ops.aten._assert_scalar.default,
+            args=(
+                torch.fx.Node(target=operator.le, args=(torch.fx.Node() as count, int(most))),
+                *_,
+            ),
+        ) if count.target is torch.ops.aten.sym_size.int:
+            found = count.args[0]
+        case _:
+            return False
+    match found:
+        case torch.fx.Node(target=torch.ops.aten.nonzero.default, args=(torch.fx.Node() as where,)):
+            pass
+        case torch.fx.Node(target=torch.ops.aten.index.Tensor, args=(_, [*indices])):
+            given = [index for index in indices if isinstance(index, torch.fx.Node)]
+            if len(given) > 1 or given[0].meta["val"].dtype is not torch.bool:
+                return False
+            (where,) = given
+        case _:
+            return False
+    elements = where.meta["val"].numel()
+    if isinstance(elements, torch.SymInt):
+        elements = elements.node.shape_env.bound_sympy(elements.node.expr).upper
+    return bool(elements <= most)
 
 
 def _depends_on_arguments_only(node: torch.fx.Node) -> bool:

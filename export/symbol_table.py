@@ -157,5 +157,7 @@ def _sympy_symbol(name: str) -> sympy.Symbol:
     return sympy.Symbol(name, integer=True, nonnegative=True)
 
 
-def expression_of(size: int | torch.SymInt) -> sympy.Basic:
-    return size.node._expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+def expression_of(size: int | torch.SymInt | torch.SymBool) -> sympy.Basic:
+    return (
+        size.node._expr if isinstance(size, torch.SymInt | torch.SymBool) else sympy.Integer(size)
+    )

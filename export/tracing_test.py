@@ -155,6 +155,39 @@ def test_channels_last_excludes_no_size(strict: bool) -> None:
         torch.testing.assert_close(program(x), model(x), rtol=0, atol=0)
 
 
+def test_a_write_to_what_a_mask_finds_excludes_no_size() -> None:
+    convolution = nn.Conv2d(3, 4, 1)
+
+    def model(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        # No more than 120 elements can be found in a row, which tracing asserts of one row only.
+        x = x[:, :8].clone()
+        x[x > 0] = other[:, :8][x > 0]
+        return convolution(x.permute(0, 3, 1, 2))
+
+    shape = "n, m, 5, 3"
+    program = export(
+        model,
+        (torch.randn(2, 4, 5, 3), torch.randn(2, 4, 5, 3)),
+        dynamic_shapes={"x": shape, "other": shape},
+        symbols=SYMBOLS,
+    )
+    assert relations(program) == []
+    for rows, length in itertools.product((1, 2, 9), repeat=2):
+        call = torch.randn(rows, length, 5, 3), torch.randn(rows, length, 5, 3)
+        torch.testing.assert_close(program(*call), model(*call))
+
+
+def test_a_condition_on_what_a_mask_finds_that_is_for_one_size_excludes_it() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        found = x[x > 0]
+        if x.shape[0] == 1:
+            torch._check(found.shape[0] <= 3)
+        return found.sum()
+
+    with pytest.raises(ExportError, match="n"):
+        export(model, torch.ones(2, 4), dynamic_shapes={"x": "n, 4"}, symbols={"n": (1, 9)})
+
+
 @pytest.mark.parametrize("columns", [7, 8])
 def test_what_is_contiguous_for_some_sizes_excludes_none(columns: int) -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
