@@ -150,7 +150,9 @@ def assemble(
             contracts[name] = replace(contracts[name], batching=found)
         elif found is not None:
             contracts[name] = replace(contracts[name], notes=(*contracts[name].notes, found))
-        cases += make_cases(item.model, contracts[name], item.example, case_count)
+        made, notes = make_cases(item.model, contracts[name], item.example, case_count)
+        cases += made
+        contracts[name] = replace(contracts[name], notes=(*contracts[name].notes, *notes))
     return build()
 
 

@@ -70,6 +70,32 @@ def test_whoever_may_read_a_new_file_may_read_a_program(directory: Path, tmp_pat
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_calls_whose_rounding_the_model_magnifies_are_no_cases(dtype: torch.dtype) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return (1e5 * x).sin()
+
+    example = torch.tensor([0.0, 0.7, 0.3, 2.5], dtype=dtype)
+    program = export(model, example, dynamic_shapes=({0: ROWS},))
+    answered = [case for case in program.cases if isinstance(case, AnsweredCase)]
+    assert [case.inputs["x"].tolist() for case in answered] == [[0.0]]
+    assert sorted(program.contract.notes) == [
+        f"no case for rows = {rows}: the model magnifies rounding" for rows in range(3, 7)
+    ]
+
+
+def test_whole_numbers_are_not_rounded() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x.floor()
+
+    program = export(model, torch.arange(4.0), dynamic_shapes=({0: ROWS},))
+    assert any(isinstance(case, AnsweredCase) for case in program.cases)
+    assert not program.contract.notes
+    other = export(model, torch.tensor([0.5, 2.9999998]))
+    assert not any(isinstance(case, AnsweredCase) for case in other.cases)
+    assert other.contract.notes == ("no case: the model magnifies rounding",)
+
+
 def test_an_answer_that_is_not_what_it_must_be_is_named(directory: Path) -> None:
     with pytest.raises(
         CaseFailedError, match=r"case 0 .*output 'output' differs by up to .*; if that"

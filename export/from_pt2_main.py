@@ -15,9 +15,9 @@ import torch
 
 from slipway.export.errors import ExportError
 from slipway.export.from_torch import from_pt2
-from slipway.export.integers import multiply_integers_exactly
 from slipway.program.custom_ops import CustomOpsError, load_custom_ops
 from slipway.program.errors import ProgramError
+from slipway.program.integers import multiply_integers_exactly
 
 __all__ = ["main"]
 
