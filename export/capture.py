@@ -134,7 +134,6 @@ def capture(
                 _distinct([tensor for _, tensor in tensors]),
                 shapes,
                 strict=strict,
-                records=(lines, plain, divisor_lines, layout_reads),
             )
     except ExportError:
         raise
@@ -174,16 +173,12 @@ def _exported(
     shapes: Any,
     *,
     strict: bool,
-    records: Sequence[Any],
 ) -> ExportedProgram:
     """Returns the graph of the operators that a model calls.
 
     torch.export.export records operators before autograd sees them, and so not what autograd keeps
     for a derivative, such as the result of `exp`, which would be a constant of the graph. Of a
     model that takes one, the graph has what is left for the device after autograd.
-
-    Args:
-      records: what is collected while tracing; emptied where tracing begins again.
     """
     try:
         with (
@@ -196,8 +191,6 @@ def _exported(
         if not re.search(f"{_GIVEN_UP}|{_CONSTANT}", str(error)):
             raise
         first = error
-    for record in records:
-        record.clear()
     try:
         with apart_from_other_traces():
             exported = _export(

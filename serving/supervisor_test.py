@@ -204,3 +204,43 @@ def test_a_worker_that_is_stopped_is_killed_and_started_again(
         stop.set()
         running.join(30)
         assert not running.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("pauses", "silence_seconds"),
+    [
+        pytest.param([4.0], 2.0, id="before the first sign"),
+        pytest.param([0.0, 2.5, 2.5, 2.5], 4.0, id="between signs, together longer than allowed"),
+        pytest.param([0.0, 4.0], 0.0, id="with no limit"),
+    ],
+)
+def test_a_worker_that_is_slow_is_not_killed(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    pauses: list[float],
+    silence_seconds: float,
+) -> None:
+    done = tmp_path / "done"
+    script = f"""
+import pathlib, socket, sys, time
+link = socket.socket(fileno=0)
+for pause in {pauses}:
+    time.sleep(pause)
+    link.send(b".")
+pathlib.Path(sys.argv[1]).touch()
+link.recv(1)
+"""
+    stop = threading.Event()
+    supervisor = Supervisor([sys.executable, "-c", script, str(done)], 1, 0.0, silence_seconds)
+    running = threading.Thread(target=supervisor.run, args=[stop], daemon=True)
+    running.start()
+    try:
+        until = time.monotonic() + 30
+        while not done.exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        stop.set()
+        running.join(30)
+        assert not running.is_alive()
+    assert not caplog.messages
