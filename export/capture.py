@@ -30,7 +30,7 @@ from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import DimConstraints, ShapeEnv
 from torch.fx.proxy import TracerBase
 from torch.utils._sympy.functions import ToFloat
-from torch.utils._sympy.symbol import SymT, make_symbol
+from torch.utils._sympy.symbol import SymT, make_symbol, symbol_is_type
 
 from slipway.export.composites import composites_of_any_length
 from slipway.export.dimensions import (
@@ -388,10 +388,11 @@ def _sizes_may_be_0(shapes: Sequence[Mapping[int, Any]]) -> Iterator[None]:
     It still does so where it decides conditions, for a branch for empty tensors is not traced, and
     where it computes strides, which mean nothing there. Whether the graph does what the model does
     for such sizes is found out by comparing them.
+
+    Conditions on sizes and on how many elements were selected together are decided so too: torch
+    knows that the latter are not negative as a range only, and does not see that no sum of both
+    is 0.
     """
-    if not any(getattr(size, "min", None) == 0 for shape in shapes for size in shape.values()):
-        yield
-        return
     evaluate, maximum = ShapeEnv.evaluate_expr, SymNode.sym_max
     maximum_of_model: Callable[..., Any] = torch.SymInt.__sym_max__
     positive: dict[sympy.Basic, sympy.Symbol] = {}
@@ -406,7 +407,12 @@ def _sizes_may_be_0(shapes: Sequence[Mapping[int, Any]]) -> Iterator[None]:
         return weaker
 
     def decide(env: ShapeEnv, condition: sympy.Basic, *args: Any, **options: Any) -> sympy.Basic:
-        decided = condition.xreplace(positive)
+        counts = {
+            symbol: sympy.Dummy(integer=True, nonnegative=True)
+            for symbol in condition.free_symbols
+            if symbol_is_type(symbol, SymT.UNBACKED_INT) and env.var_to_range[symbol].lower >= 0
+        }
+        decided = condition.xreplace({**positive, **counts})
         if decided in (sympy.true, sympy.false):
             return decided
         return evaluate(env, condition, *args, **options)
@@ -427,12 +433,15 @@ def _sizes_may_be_0(shapes: Sequence[Mapping[int, Any]]) -> Iterator[None]:
                 return size
         return maximum(one, other)
 
-    with (
-        mock.patch("torch.fx.experimental.symbolic_shapes.make_symbol", make),
-        mock.patch.object(ShapeEnv, "evaluate_expr", decide),
-        mock.patch.object(torch.SymInt, "__sym_max__", note_maximum),
-        mock.patch.object(SymNode, "sym_max", simplify_maximum),
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(ShapeEnv, "evaluate_expr", decide))
+        if any(getattr(size, "min", None) == 0 for shape in shapes for size in shape.values()):
+            for patch in (
+                mock.patch("torch.fx.experimental.symbolic_shapes.make_symbol", make),
+                mock.patch.object(torch.SymInt, "__sym_max__", note_maximum),
+                mock.patch.object(SymNode, "sym_max", simplify_maximum),
+            ):
+                stack.enter_context(patch)
         yield
 
 

@@ -668,6 +668,25 @@ def test_a_branch_for_nothing_that_makes_no_difference_excludes_nothing() -> Non
     assert program(torch.ones(0, 3)).tolist() == [0.0]
 
 
+@pytest.mark.parametrize("minimum", [0, 1])
+def test_what_was_selected_and_rows_besides_are_not_nothing(minimum: int) -> None:
+    def model(x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        loops = torch.arange(x.shape[0]).expand(2, -1)
+        edges = torch.cat([edges[:, edges[0] != edges[1]], loops], 1)
+        if edges.numel() == 0:
+            return x
+        return x.index_add(0, edges[1], x[edges[0]])
+
+    shapes = {"x": "nodes, 2", "edges": "2, count"}
+    symbols = {"nodes": (1, 9), "count": (minimum, 20)}
+    example = torch.randn(3, 2), torch.randint(3, (2, 5))
+    program = export(model, example, dynamic_shapes=shapes, symbols=symbols)
+    assert relations(program) == []
+    for nodes, count in ((1, minimum), (1, 3), (9, 20), (5, 4)):
+        x, edges = torch.randn(nodes, 2), torch.randint(nodes, (2, count))
+        torch.testing.assert_close(program(x, edges), model(x, edges))
+
+
 def test_sizes_that_are_only_together_too_small_are_excluded() -> None:
     def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, y]).reshape(-1, 1).max(0).values
