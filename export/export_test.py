@@ -577,6 +577,7 @@ def test_weights_that_no_file_can_hold_are_refused_at_export(dtype: torch.dtype)
             lambda x: torch.istft((x + 0j).T[:1].expand(5, -1), 8, length=x.shape[0]),
             "leave length out",
         ),
+        (lambda x: x.reshape(len(x), -1).sum(1), "use x.shape[0] in place of len(x)"),
     ],
 )
 def test_an_operator_that_takes_a_plain_number_is_named(model: Any, advice: str) -> None:

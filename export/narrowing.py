@@ -71,6 +71,7 @@ _TAKE_PLAIN_NUMBERS = {
     ),
     # Of real numbers it takes none.
     r"\bmean\(": "take the mean of complex numbers as x.sum(dim) / x.shape[dim]",
+    r"\blen\(": "use x.shape[0] in place of len(x)",
 }
 """What to write in place of operators that take what may be a size as a plain number."""
 
