@@ -34,6 +34,7 @@ from slipway.program.expressions import (
     holds,
     symbols_of,
 )
+from slipway.program.nearest_call import nearest_call
 
 __all__ = ["Traced", "Tracer", "settle", "trace_and_settle"]
 
@@ -294,10 +295,8 @@ def _relations_at(tracer: Tracer, traced: Traced, point: Point) -> set[str] | No
     """Returns the relations that hold if symbols have some values; None if the graph is another."""
     contract = traced.derivation.contract
     values = dict(point)
-    binding = list(binding_of(contract, traced.example))
-    for symbol, value in point:
-        binding[symbol] = value
-    leaves = resized_leaves(contract, binding, traced.example)
+    binding = _nearest_binding(traced, values)
+    leaves = None if binding is None else resized_leaves(contract, binding, traced.example)
     if leaves is None:
         return None
     dimensions = {
@@ -339,7 +338,36 @@ def _relations_at(tracer: Tracer, traced: Traced, point: Point) -> set[str] | No
             return None
     except ZeroDivisionError:
         return None  # of a size in the graph, which is for other values
-    return set(map(str, found[1].relations))
+    # What was stated holds wherever the contract does.
+    stated = found[0].declared.conditions(found[1].symbols)
+    return {str(item) for item in found[1].relations if item.condition not in stated}
+
+
+def _nearest_binding(traced: Traced, values: Mapping[int, int]) -> tuple[int, ...] | None:
+    """Returns sizes near the example's, with some given, for which all holds that was stated.
+
+    Returns None if none are found.
+    """
+    contract = traced.derivation.contract
+    stated = traced.declared.conditions(contract.symbols)
+    symbols = tuple(
+        replace(symbol, minimum=values[index], maximum=values[index]) if index in values else symbol
+        for index, symbol in enumerate(contract.symbols)
+    )
+    usual = binding_of(contract, traced.example)
+    wished = [values.get(index, value) for index, value in enumerate(usual)]
+    if all(holds(item, wished) for item in stated):
+        return tuple(wished)
+    relations = tuple(Relation(condition) for condition in stated)
+    narrowed = replace(contract, symbols=symbols, relations=relations)
+    inputs = {
+        name: (spec.dtype, tuple(size.evaluate(wished) for size in spec.shape))
+        for name, spec in contract.tensor_inputs.items()
+    }
+    shapes = nearest_call(narrowed, inputs)
+    if shapes is None:
+        return None
+    return narrowed.check({name: (inputs[name][0], shape) for name, shape in shapes.items()})
 
 
 def _weights(capture: Capture) -> dict[str, torch.Tensor]:

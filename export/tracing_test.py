@@ -687,6 +687,24 @@ def test_what_was_selected_and_rows_besides_are_not_nothing(minimum: int) -> Non
         torch.testing.assert_close(program(x, edges), model(x, edges))
 
 
+def test_a_size_of_1_is_tried_where_what_is_stated_ties_it_to_others() -> None:
+    def model(x: torch.Tensor, past: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        whole = torch.cat([past, x] if x.shape[0] == 1 else (past, x))
+        return whole * mask[:, None]
+
+    program = export(
+        model,
+        (torch.randn(3, 2), torch.randn(4, 2), torch.ones(7)),
+        dynamic_shapes={"x": "new, 2", "past": "old, 2", "mask": "total"},
+        symbols={"new": (1, 9), "old": (1, 9)},
+        relations=["total == new + old"],
+    )
+    assert relations(program) == ["total == new + old"]
+    for new, old in ((1, 1), (1, 9), (9, 1), (4, 5)):
+        call = torch.randn(new, 2), torch.randn(old, 2), torch.randn(new + old)
+        assert torch.equal(program(*call), model(*call))
+
+
 def test_sizes_that_are_only_together_too_small_are_excluded() -> None:
     def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, y]).reshape(-1, 1).max(0).values
