@@ -1,8 +1,9 @@
 """Runs torch.export and keeps what the contract is derived from: the graph, and every guard that
 tracing put on a dimension, with the user's line that needed it.
 
-Every dynamic dimension is given to torch as a free one, within the bounds that the user declared.
-What the user declared of relations between dimensions is compared with what tracing needed
+Every dynamic dimension is given to torch as a free one, within the bounds that the user declared;
+those that are declared alike are found equal before the model runs (see `flat_call`). What else the
+user declared of relations between dimensions is compared with what tracing needed
 afterwards, in `derivation`, rather than by torch: torch's own check rejects legal declarations,
 enforces no lower bound below 3, and names no line of the model.
 """
@@ -130,7 +131,7 @@ def capture(
             mock.patch.object(FakeTensor, "contiguous", _contiguous),
         ):
             exported = _exported(
-                flatten_model(model, call, strict=strict),
+                flatten_model(model, call, declared, strict=strict),
                 _distinct([tensor for _, tensor in tensors]),
                 shapes,
                 strict=strict,

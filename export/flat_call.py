@@ -9,13 +9,13 @@ torch.export notices that in the outermost module alone, and drops it silently i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from slipway.export.dimensions import ExampleCall
+from slipway.export.dimensions import Declaration, Declared, ExampleCall
 from slipway.export.errors import ExportError, ExportErrorKind
 
 __all__ = ["MODEL_PREFIX", "flatten_model"]
@@ -24,7 +24,17 @@ MODEL_PREFIX = "model."
 """What the names of the model's weights begin with in the module that is traced."""
 
 
-def flatten_model(model: torch.nn.Module, call: ExampleCall, *, strict: bool) -> torch.nn.Module:
+_Place = tuple[int, int]
+"""The number of a tensor, and that of one of its dimensions."""
+
+
+def flatten_model(
+    model: torch.nn.Module,
+    call: ExampleCall,
+    declared: Mapping[str, Sequence[Declaration]],
+    *,
+    strict: bool,
+) -> torch.nn.Module:
     """Returns a module whose positional parameters are the tensors of a call of `model`, in order.
 
     Its only submodule is the model, as `model`.
@@ -32,6 +42,7 @@ def flatten_model(model: torch.nn.Module, call: ExampleCall, *, strict: bool) ->
     Args:
       model: what the call calls.
       call: an example.
+      declared: the dimensions of its tensors.
       strict: whether torch interprets bytecode, and then follows what happens to buffers itself.
     """
     _, structure = pytree.tree_flatten((call.args, call.kwargs))
@@ -41,7 +52,9 @@ def flatten_model(model: torch.nn.Module, call: ExampleCall, *, strict: bool) ->
     module = torch.nn.Module()
     module.model = model
     run = model if strict else _writing_into_buffers(model)
-    module.forward = _forward(run, leaves, places, structure)
+    module.forward = _forward(
+        run, leaves, places, structure, _equal_sizes([declared[name] for name in names])
+    )
     module.forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             # Numbered, since two names may differ only in what a parameter's name cannot have.
@@ -97,13 +110,33 @@ def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
 
 
+def _equal_sizes(declared: Sequence[Sequence[Declaration]]) -> list[tuple[_Place, _Place]]:
+    """Returns for each dimension that is declared like an earlier one that one and itself."""
+    first: dict[Declared, _Place] = {}
+    pairs = []
+    for tensor, dimensions in enumerate(declared):
+        for dimension, declaration in enumerate(dimensions):
+            if isinstance(declaration, Declared):
+                place = tensor, dimension
+                earlier = first.setdefault(declaration, place)
+                if earlier != place:
+                    pairs.append((earlier, place))
+    return pairs
+
+
 def _forward(
     model: Callable[..., Any],
     leaves: Sequence[Any],
     places: Sequence[int],
     structure: pytree.TreeSpec,
+    equal_sizes: Sequence[tuple[_Place, _Place]],
 ) -> Callable[..., Any]:
     def forward(*tensors: torch.Tensor) -> Any:
+        # Torch gives each of them a symbol of its own, and cannot simplify what has several, such
+        # as `rows * heads // (other_rows * heads)`, until it knows that they are one.
+        for (one, dimension), (other, other_dimension) in equal_sizes:
+            equal = tensors[one].shape[dimension] == tensors[other].shape[other_dimension]
+            torch._check(equal)  # type: ignore[no-untyped-call]
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor

@@ -1202,3 +1202,22 @@ def test_what_operators_return_is_a_named_tuple_and_a_size_a_tuple(tmp_path: Pat
         assert result.values.tolist() == [6.0, 9.0]
         assert result.indices.tolist() == [1, 0]
         assert size == (2,)
+
+
+def test_sizes_that_are_declared_alike_are_one_size_for_torch() -> None:
+    """A view's -1 is a quotient of two such sizes here, which is 1 only if they are equal."""
+
+    def attend(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        of_heads = mask[:, None].repeat_interleave(2, dim=0)
+        return x[:, None] + of_heads.view(x.shape[0], 2, -1, mask.shape[-1])
+
+    program = export(
+        attend,
+        (torch.randn(2, 5, 1), torch.randn(2, 6)),
+        dynamic_shapes=("batch, rows, 1", "batch, tokens"),
+        symbols={"batch": (1, 4), "rows": (1, 8), "tokens": (1, 8)},
+    )
+    x, mask = torch.randn(1, 8, 1), torch.randn(1, 1)
+    assert torch.equal(program(x, mask), attend(x, mask))
+    with pytest.raises(ContractViolation):
+        program(x, torch.randn(2, 1))
