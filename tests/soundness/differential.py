@@ -346,20 +346,35 @@ def _same_when_traced_there(subject: Subject, program: Program, call: _Call) -> 
     module.forward = lambda *tensors: subject.model(*subject.arrange(tensors))
     with torch.no_grad():
         exported = torch.export.export(module, call.tensors)
-    ours = list(_tensor_operators(program.methods["forward"].graph_module.graph))
-    theirs = list(_tensor_operators(exported.graph))
-    return len(ours) == len(theirs) and all(map(_same_operation, ours, theirs))
+    return any(
+        len(ours) == len(theirs) and all(map(_same_operation, ours, theirs))
+        for ours in _paths(program.methods["forward"].graph_module)
+        for theirs in _paths(exported.graph_module)
+    )
 
 
 _NOT_ON_TENSORS = ("aten._assert", "aten.sym_", "aten.slice.Tensor")
 """Assertions, sizes, and slices, some of which take everything and are left out of programs."""
 
 
-def _tensor_operators(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
-    for node in graph.nodes:
-        name = str(node.target)
-        if isinstance(node.target, torch._ops.OpOverload) and not name.startswith(_NOT_ON_TENSORS):
-            yield node
+def _paths(module: torch.fx.GraphModule) -> list[list[torch.fx.Node]]:
+    """Returns the operators on tensors, for each choice of branches.
+
+    Where a condition is of sizes alone, tracing at given sizes takes one branch in its place. That
+    it is the right one is seen from the results.
+    """
+    paths: list[list[torch.fx.Node]] = [[]]
+    for node in module.graph.nodes:
+        steps: list[list[torch.fx.Node]] = [[]]
+        if node.target is torch.ops.higher_order.cond:
+            branches = (getattr(module, branch.target) for branch in node.args[1:3])
+            steps = [path for branch in branches for path in _paths(branch)]
+        elif isinstance(node.target, torch._ops.OpOverload) and not str(node.target).startswith(
+            _NOT_ON_TENSORS
+        ):
+            steps = [[node]]
+        paths = [path + step for path in paths for step in steps]
+    return paths
 
 
 def _same_operation(ours: torch.fx.Node, theirs: torch.fx.Node) -> bool:
