@@ -118,7 +118,7 @@ def capture(
             _round_quotients_as_integers(),
             record_layout_reads(layout_reads),
             leave_layouts_to_operators(),
-            _sizes_may_be_0(shapes),
+            _sizes_are_not_negative(shapes),
             decide_maxima(),
             recurrent_layers_of_any_length(),
             linspace_of_any_length(),
@@ -383,7 +383,7 @@ def _round_quotients_as_integers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sizes_may_be_0(shapes: Sequence[Mapping[int, Any]]) -> Iterator[None]:
+def _sizes_are_not_negative(shapes: Sequence[Mapping[int, Any]]) -> Iterator[None]:
     """Has torch keep a model's `max(n, 1)`, and not take it for `n`: it takes sizes to be positive.
 
     It still does so where it decides conditions, for a branch for empty tensors is not traced, and

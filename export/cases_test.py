@@ -96,6 +96,17 @@ def test_whole_numbers_are_not_rounded() -> None:
     assert other.contract.notes == ("no case: the model magnifies rounding",)
 
 
+def test_a_case_stays_where_the_model_refuses_inputs_that_are_rounded_otherwise() -> None:
+    table = torch.tensor([1.0, 2.0])
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        # Of what is more than a half there is none.
+        return table[(2 * x).ceil().long()]
+
+    program = export(model, torch.full((9,), 0.5))
+    assert any(isinstance(case, AnsweredCase) for case in program.cases)
+
+
 def test_an_answer_that_is_not_what_it_must_be_is_named(directory: Path) -> None:
     with pytest.raises(
         CaseFailedError, match=r"case 0 .*output 'output' differs by up to .*; if that"

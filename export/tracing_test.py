@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import itertools
 import operator
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -369,6 +368,18 @@ def test_a_number_of_frames_that_both_sides_of_a_comparison_have_is_not_part_of_
     program = export(model, torch.randn(2, 81), dynamic_shapes=("batch, samples",), symbols=symbols)
     assert relations(program) == []
     for shape in ((1, 8), (1, 400), (4, 8), (3, 77)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x))
+
+
+def test_a_condition_on_one_size_excludes_no_other() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = torch.cond(x.shape[0] > 4, torch.sin, torch.cos, (x,))
+        return result
+
+    program = exported(model, torch.ones(5, 2))
+    assert relations(program) == []
+    for shape in ((1, 1), (4, 1), (5, 1), (9, 9)):
         x = torch.randn(shape)
         torch.testing.assert_close(program(x), model(x))
 
@@ -797,230 +808,6 @@ def test_a_loop_that_is_an_operator_runs_for_any_length() -> None:
         torch.testing.assert_close(program(x), model(x))
 
 
-def _reference_points(x: torch.Tensor) -> torch.Tensor:
-    height, width = x.shape
-    rows = torch.linspace(0.5, height - 0.5, height, dtype=x.dtype) / height
-    columns = torch.linspace(0.5, end=width - 0.5, steps=width) / width
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-
-
-def _resampled(x: torch.Tensor) -> torch.Tensor:
-    theta = torch.eye(2, 3)[None] * 0.5
-    grid = functional.affine_grid(theta, [1, 1, *x.shape], align_corners=False)
-    return functional.grid_sample(x[None, None], grid, align_corners=False)
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda x: torch.linspace(-1, 1, x.shape[0]),
-        lambda x: torch.linspace(3, 0.25, 2 * x.shape[0] + 1, dtype=torch.float64),
-        lambda x: torch.linspace(0, 1, 7) + x.shape[0],
-        lambda x: torch.cond(
-            x.sum() > 0,
-            lambda row: row * torch.linspace(0, 1, row.shape[0]),
-            lambda row: row + 1,
-            (x.flatten(),),
-        ),
-        _reference_points,
-        _resampled,
-    ],
-)
-@pytest.mark.parametrize("strict", [False, True])
-def test_numbers_that_are_evenly_spaced_may_be_as_many_as_a_size(model: Any, strict: bool) -> None:
-    program = exported(model, torch.randn(3, 4), strict=strict)
-    assert relations(program) == []
-    for shape in itertools.product((1, 2, 3, 8, 9), repeat=2):
-        x = torch.randn(shape)
-        torch.testing.assert_close(program(x), model(x))
-
-
-def test_evenly_spaced_numbers_begin_and_end_exactly() -> None:
-    def model(x: torch.Tensor) -> torch.Tensor:
-        return torch.linspace(-0.7, 0.3, x.shape[0])
-
-    program = export(model, torch.ones(3), dynamic_shapes=("n",), symbols={"n": (2, 300)})
-    for count in range(2, 300):
-        x = torch.ones(count)
-        assert torch.equal(program(x)[[0, -1]], model(x)[[0, -1]])
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda x: torch.cov(x),
-        lambda x: torch.corrcoef(x),
-        lambda x: torch.cov(x, correction=0, fweights=torch.arange(x.shape[1]) + 1),
-        lambda x: torch.cov(x.T, aweights=x[:, 0].abs().double()),
-        lambda x: torch.cov(x, fweights=torch.arange(x.shape[1]) + 1, aweights=x[0].abs()),
-        lambda x: torch.cov(x.flatten()),
-        lambda x: torch.cov(x.long()),
-        lambda x: torch.func.grad(lambda y: torch.cov(y, aweights=y[0] ** 2).sum())(x.double()),
-    ],
-)
-def test_covariances_are_those_of_any_number_of_observations(model: Any, strict: bool) -> None:
-    program = export(
-        model,
-        torch.randn(3, 4),
-        dynamic_shapes=("n, m",),
-        symbols={"n": (2, 9), "m": (2, 9)},
-        strict=strict,
-    )
-    assert relations(program) == []
-    for shape in itertools.product((2, 3, 9), (2, 4, 9)):
-        x = torch.randn(shape) * 3
-        torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda x: torch.gradient(x),
-        lambda x: torch.gradient(x, spacing=0.5, dim=-1, edge_order=2)[0],
-        lambda x: torch.gradient(x.long(), spacing=[2, 0.25], dim=(1, 0)),
-        lambda x: torch.gradient(x, spacing=[2.0, 3.0], edge_order=2),
-        lambda x: torch.func.grad(lambda y: torch.gradient(y, dim=0)[0].square().sum())(x),
-        lambda x: torch.func.grad(
-            lambda y: torch.gradient(y, spacing=0.5, dim=1, edge_order=2)[0].square().sum()
-        )(x),
-    ],
-)
-def test_slopes_are_those_of_any_length(model: Any, strict: bool) -> None:
-    program = export(
-        model,
-        torch.randn(4, 5),
-        dynamic_shapes=("n, m",),
-        symbols={"n": (3, 9), "m": (3, 9)},
-        strict=strict,
-    )
-    assert relations(program) == []
-    for shape in itertools.product((3, 4, 9), repeat=2):
-        x = torch.randn(shape) * 3
-        torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-4)
-
-
-def test_a_slope_needs_two_elements() -> None:
-    with pytest.raises(ExportError) as caught:
-        exported(lambda x: torch.gradient(x, dim=1)[0], torch.randn(3, 4))
-    assert "Dim('m', min=2, max=9)" in caught.value.advice
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("shape", ["n, k, 1", "1, k, 3", "n, k, 3", "1, k, 1"])
-def test_elements_are_taken_along_a_dimension_of_any_length(shape: str, strict: bool) -> None:
-    def model(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        return torch.take_along_dim(x, places, dim=-2)
-
-    def places(rows: int, count: int, length: int) -> torch.Tensor:
-        sizes = {"n": rows, "k": count, "1": 1, "3": 3}
-        return torch.randint(length, [sizes[size] for size in shape.split(", ")])
-
-    program = export(
-        model,
-        (torch.randn(2, 4, 3), places(2, 5, 4)),
-        dynamic_shapes=("n, m, 3", shape),
-        symbols=SYMBOLS | {"k": (1, 9)},
-        strict=strict,
-    )
-    assert relations(program) == []
-    for rows, length, count in itertools.product((1, 2, 9), (1, 4), (1, 4, 7)):
-        call = torch.randn(rows, length, 3), places(rows, count, length)
-        torch.testing.assert_close(program(*call), model(*call))
-
-
-def test_elements_are_taken_of_what_lies_in_one_row() -> None:
-    def model(x: torch.Tensor) -> torch.Tensor:
-        return torch.take_along_dim(x, x.flatten().argsort()[:1])
-
-    program = exported(model, torch.randn(3, 4))
-    assert relations(program) == []
-    x = torch.randn(5, 1)
-    torch.testing.assert_close(program(x), model(x))
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize(
-    "model",
-    [
-        nn.MaxPool1d(2),
-        nn.MaxPool1d(3, stride=2, padding=1, ceil_mode=True),
-        nn.MaxPool1d(2, stride=1, dilation=2),
-        lambda x: functional.max_pool1d(x.flatten(1), 2),
-        lambda x: torch.max_pool1d(torch.relu(x), [3], [1]),
-    ],
-)
-def test_the_largest_of_neighbours_is_found_in_sequences_of_any_length(
-    model: Any, strict: bool
-) -> None:
-    program = export(
-        model,
-        torch.randn(2, 4, 6),
-        dynamic_shapes=("rows, 4, length",),
-        symbols={"rows": (1, None), "length": (3, 200)},
-        strict=strict,
-    )
-    assert relations(program) == []
-    targets = {str(node.target) for node in program.methods["forward"].graph_module.graph.nodes}
-    assert "aten.max_pool1d.default" in targets
-    for rows, length in itertools.product((1, 2, 5), (3, 4, 5, 6, 17, 200)):
-        x = torch.randn(rows, 4, length)
-        assert torch.equal(program(x), model(x))
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda x: x.diff(),
-        lambda x: torch.diff(x, 3, 0),
-        lambda x: (x > 0).diff(),
-        lambda x: x.diff(n=2, prepend=x[:, :1] * 2, append=x),
-    ],
-)
-def test_differences_of_neighbours_are_those_of_any_length(model: Any, strict: bool) -> None:
-    program = export(
-        model,
-        torch.randn(3, 6),
-        dynamic_shapes=("rows, length",),
-        symbols={"rows": (0, 9), "length": (0, None)},
-        strict=strict,
-    )
-    assert relations(program) == []
-    targets = {str(node.target) for node in program.methods["forward"].graph_module.graph.nodes}
-    assert "aten.diff.default" in targets
-    for rows, length in itertools.product((0, 1, 2, 5), (0, 1, 2, 3, 9)):
-        x = torch.randn(rows, length)
-        assert torch.equal(program(x), model(x))
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda x: x.cov(),
-        lambda x: torch.cov(x, correction=0),
-        lambda x: torch.cov(x.long()),
-        lambda x: torch.cov(x[0]),
-        lambda x: torch.corrcoef(torch.complex(x, x.flip(0))),
-        lambda x: x.corrcoef(),
-    ],
-)
-def test_covariances_are_those_of_any_length(model: Any, strict: bool) -> None:
-    program = export(
-        model,
-        torch.randn(3, 6),
-        dynamic_shapes=("3, length",),
-        symbols={"length": (1, None)},
-        strict=strict,
-    )
-    assert relations(program) == []
-    for length in (1, 2, 3, 9, 200):
-        x = 3 * torch.randn(3, length)
-        torch.testing.assert_close(program(x), model(x), equal_nan=True)
-
-
 def test_conditions_that_sympy_cannot_solve_are_left_to_the_contract() -> None:
     weight = torch.ones(1, 1, 3)
 
@@ -1033,53 +820,6 @@ def test_conditions_that_sympy_cannot_solve_are_left_to_the_contract() -> None:
     for length in range(7, 60):
         x = torch.randn(2, length)
         torch.testing.assert_close(program(x), model(x))
-
-
-@pytest.mark.parametrize("contiguous", [False, True])
-@pytest.mark.parametrize("dimension", [0, 1, 2])
-def test_a_loop_runs_along_any_dimension_whatever_was_traced_before(
-    dimension: int, contiguous: bool
-) -> None:
-    def model(x: torch.Tensor) -> torch.Tensor:
-        def step(total: torch.Tensor, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            total = total / 2 + row
-            return total, total * 1
-
-        rest = [size for place, size in enumerate(x.shape) if place != dimension]
-        if contiguous:
-            totals = scan(step, torch.zeros(rest), x.movedim(dimension, 0).contiguous())[1]
-        else:
-            totals = scan(step, torch.zeros(rest), x, dim=dimension)[1]
-        assert isinstance(totals, torch.Tensor)
-        return totals
-
-    symbols = {"a": (1, 9), "b": (1, 9), "c": (1, 9)}
-    program = export(
-        model, torch.randn(3, 4, 5), dynamic_shapes=("a, b, c",), symbols=symbols, batching=False
-    )
-    assert relations(program) == []
-    for shape in ((1, 1, 1), (1, 9, 2), (9, 1, 1), (2, 7, 9)):
-        x = torch.randn(shape)
-        torch.testing.assert_close(program(x), model(x))
-
-
-def test_an_export_keeps_what_the_process_has_compiled() -> None:
-    compiled = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
-        compiled.append(graph)
-        return graph.forward
-
-    function = torch.compile(lambda x: x * 2, backend=backend)
-    function(torch.ones(3))
-    export(
-        lambda x: torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,)),
-        torch.ones(3),
-        dynamic_shapes={"x": "n"},
-        symbols={"n": (0, 9)},
-    )
-    function(torch.ones(3))
-    assert len(compiled) == 1
 
 
 def test_a_loop_that_cannot_run_for_one_size_says_why() -> None:
@@ -1100,56 +840,6 @@ def test_a_loop_that_cannot_run_for_one_size_says_why() -> None:
     assert "start from a copy" in caught.value.advice
     assert caught.value.source is not None
     assert "scan(step" in caught.value.source.text
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", ["grad", "grad_and_value", "jacfwd", "jacrev"])
-def test_derivatives_by_torch_func(name: str, strict: bool) -> None:
-    def model(x: torch.Tensor) -> Any:
-        return getattr(torch.func, name)(lambda x: x.exp().square().sum())(x)
-
-    program = export(
-        model, torch.randn(3), dynamic_shapes=("n",), symbols={"n": (1, 9)}, strict=strict
-    )
-    for size in (1, 9):
-        x = torch.randn(size)
-        torch.testing.assert_close(program(x), model(x))
-
-
-def test_a_derivative_by_autograd_of_what_operators_keep_for_it() -> None:
-    class Forces(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = torch.nn.Sequential(
-                torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
-            )
-
-        def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            with torch.enable_grad():
-                positions = positions.detach().requires_grad_()
-                energy = self.layers(positions).exp().sum()
-                (slope,) = torch.autograd.grad(energy, positions)
-            return energy.detach(), -slope
-
-    model = Forces().eval()
-    program = export(
-        model, torch.randn(5, 3), dynamic_shapes=("atoms, 3",), symbols={"atoms": (1, 40)}
-    )
-    for size in (1, 2, 40):
-        positions = torch.randn(size, 3)
-        torch.testing.assert_close(program(positions), model(positions))
-
-
-def test_what_is_left_out_of_a_graph_is_said_where_no_derivative_is_why() -> None:
-    def model(x: torch.Tensor) -> torch.Tensor:
-        results: list[torch.Tensor] = []
-        thread = threading.Thread(target=lambda: results.append(x * 2))
-        thread.start()
-        thread.join()
-        return results[0]
-
-    with pytest.raises(ExportError, match="does not see it, as in another thread"):
-        export(model, torch.ones(3))
 
 
 class Result(collections.OrderedDict[str, torch.Tensor]):

@@ -9,6 +9,7 @@ import select
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,25 +29,41 @@ os.kill(os.getpid(), %(signal)s)
 """
 
 
+@contextlib.contextmanager
+def running(supervisor: Supervisor) -> Iterator[None]:
+    """Runs a supervisor beside the test, and stops it."""
+    stop = threading.Event()
+    thread = threading.Thread(target=supervisor.run, args=[stop], daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def await_file(path: Path) -> None:
+    """Waits until there is one."""
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def require_another_start(folder: Path, written: bytes, number: str = "signal.SIGKILL") -> None:
     """Has a worker write something and end by a signal, and waits until it is started again."""
     again = folder / "again"
     os.mkfifo(again)
     script = WORKER % {"written": written, "signal": number}
     command = [sys.executable, "-c", script, str(folder / "been here"), str(again)]
-    stop = threading.Event()
-    supervisor = Supervisor(command, count=1, grace_seconds=0.0)
-    running = threading.Thread(target=supervisor.run, args=[stop], daemon=True)
-    running.start()
-    fifo = os.open(again, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        readable, _, _ = select.select([fifo], [], [], 30)
-        assert readable
-    finally:
-        os.close(fifo)
-        stop.set()
-        running.join(30)
-        assert not running.is_alive()
+    with running(Supervisor(command, count=1, grace_seconds=0.0)):
+        fifo = os.open(again, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            readable, _, _ = select.select([fifo], [], [], 30)
+            assert readable
+        finally:
+            os.close(fifo)
 
 
 @pytest.mark.parametrize(
@@ -96,24 +113,13 @@ def test_a_worker_that_goes_on_ending_waits_twice_as_long_each_time(
         monkeypatch.setattr(supervisor, name, seconds)
     starts = tmp_path / "starts"
     script = "import sys, time; print(time.monotonic(), file=open(sys.argv[1], 'a'))"
-    stop = threading.Event()
-    running = threading.Thread(
-        target=Supervisor([sys.executable, "-c", script, str(starts)], 1, grace_seconds=0.0).run,
-        args=[stop],
-        daemon=True,
-    )
-    running.start()
     times: list[float] = []
-    try:
+    with running(Supervisor([sys.executable, "-c", script, str(starts)], 1, grace_seconds=0.0)):
         until = time.monotonic() + 30
         while len(times) <= len(pauses):
             assert time.monotonic() < until
             time.sleep(0.01)
             times = list(map(float, starts.read_text().split())) if starts.exists() else []
-    finally:
-        stop.set()
-        running.join(30)
-        assert not running.is_alive()
     # What it said it waited, and that it did: how long a process takes to start nobody knows.
     for index, pause in enumerate(pauses):
         assert caplog.messages[index].endswith(f"it is started again in {pause:g} seconds")
@@ -143,22 +149,14 @@ print("slipway: serving it", flush=True)
 (folder / "ready").touch()
 sys.stdin.read()
 """
-    stop = threading.Event()
-    supervisor = Supervisor([sys.executable, "-c", script, str(tmp_path)], 2, grace_seconds=0.0)
-    running = threading.Thread(target=supervisor.run, args=[stop], daemon=True)
-    running.start()
-    until = time.monotonic() + 30
-    while not (tmp_path / "2").exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
     printed = ""
-    while not printed:
-        assert time.monotonic() < until
-        printed = capfd.readouterr().out
-        time.sleep(0.01)
-    stop.set()
-    running.join(30)
-    assert not running.is_alive()
+    with running(Supervisor([sys.executable, "-c", script, str(tmp_path)], 2, grace_seconds=0.0)):
+        await_file(tmp_path / "2")
+        until = time.monotonic() + 30
+        while not printed:
+            assert time.monotonic() < until
+            printed = capfd.readouterr().out
+            time.sleep(0.01)
     assert printed + capfd.readouterr().out == "slipway: serving it\n"
 
 
@@ -184,15 +182,8 @@ def test_a_worker_that_is_stopped_is_killed_and_started_again(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     again = tmp_path / "again"
     command = [sys.executable, "-c", STOPPED, str(tmp_path / "been here"), str(again)]
-    stop = threading.Event()
-    supervisor = Supervisor(command, count=1, grace_seconds=0.0, silence_seconds=4.0)
-    running = threading.Thread(target=supervisor.run, args=[stop], daemon=True)
-    running.start()
-    try:
-        until = time.monotonic() + 60
-        while not again.exists():
-            assert time.monotonic() < until
-            time.sleep(0.01)
+    with running(Supervisor(command, count=1, grace_seconds=0.0, silence_seconds=4.0)):
+        await_file(again)
         assert "has given no sign of life for 4 seconds, and is killed" in caplog.messages[0]
         assert caplog.messages[1] == (
             "worker 0 ended with SIGKILL; it is started again in 0.5 seconds"
@@ -200,10 +191,6 @@ def test_a_worker_that_is_stopped_is_killed_and_started_again(
         # The other goes on giving them, and lives.
         time.sleep(6)
         assert len(caplog.messages) == 2
-    finally:
-        stop.set()
-        running.join(30)
-        assert not running.is_alive()
 
 
 @pytest.mark.parametrize(
@@ -230,17 +217,7 @@ for pause in {pauses}:
 pathlib.Path(sys.argv[1]).touch()
 link.recv(1)
 """
-    stop = threading.Event()
-    supervisor = Supervisor([sys.executable, "-c", script, str(done)], 1, 0.0, silence_seconds)
-    running = threading.Thread(target=supervisor.run, args=[stop], daemon=True)
-    running.start()
-    try:
-        until = time.monotonic() + 30
-        while not done.exists():
-            assert time.monotonic() < until
-            time.sleep(0.01)
-    finally:
-        stop.set()
-        running.join(30)
-        assert not running.is_alive()
+    command = [sys.executable, "-c", script, str(done)]
+    with running(Supervisor(command, 1, grace_seconds=0.0, silence_seconds=silence_seconds)):
+        await_file(done)
     assert not caplog.messages
